@@ -1,0 +1,35 @@
+# make demo | test | test-all | lint | bench
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# tests and the demo call the launcher by name, so the environment's commands must come first
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test test-all lint format install
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	python shards/build.py synthetic --variant source --out data/drawn_source --overwrite
+	python shards/build.py synthetic --variant target --out data/drawn_target --overwrite
+	deepspeed pretrain/run.py --ds_config ds_configs/zero2.json
+
+test: install
+	python -m pytest -n 2 -m "not slow"
+
+test-all: install
+	python -m pytest -n 2
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest tests/test_layers.py
+
+format: install
+	ruff check --fix .
+	ruff format .

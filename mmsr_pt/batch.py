@@ -1,0 +1,93 @@
+"""What data hands to models: every tensor of a batch, named once, with its dtype and shape.
+
+Shapes: B users, L positions of history, N distinct items, T text tokens, H = W image side, P negatives in the pool.
+`data` and `models` never import each other; they meet here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+BatchT = TypeVar("BatchT", bound="_Tensors")
+
+
+class _Tensors:
+    """Moves every tensor of a dataclass at once; nested batches move along."""
+
+    def _map(self: BatchT, function: str, *args: object, **kwargs: object) -> BatchT:
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, _Tensors)):
+                moved[field.name] = getattr(value, function)(*args, **kwargs)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def to(self: BatchT, device: torch.device | str, non_blocking: bool = False) -> BatchT:
+        """The same batch on `device`."""
+        return self._map("to", device, non_blocking=non_blocking)
+
+    def pin_memory(self: BatchT) -> BatchT:
+        """The same batch in page-locked memory, for asynchronous copies to an accelerator."""
+        return self._map("pin_memory")
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a vision tower wants to see: pictures are resized straight to this size, as in the paper."""
+
+    height: int
+    width: int
+    interpolation: str
+    """nearest, bilinear, bicubic or lanczos."""
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]; the tower applies it."""
+    std: tuple[float, ...]
+    """Per channel, of values in [0, 1]; the tower applies it."""
+
+
+@dataclass
+class ItemInputs(_Tensors):
+    """The content of N distinct items: what an item encoder reads. Parts a model does not use are None."""
+
+    ids: Tensor
+    """[N] int64: item number = first number of its domain in this run + row in that domain's catalogue."""
+    title_ids: Tensor | None = None
+    """[N, T] int64: token ids, padded on the right to the longest title here."""
+    title_mask: Tensor | None = None
+    """[N, T] bool: True where a token is real."""
+    images: Tensor | None = None
+    """[N, 3, H, W] uint8: RGB, resized; a vision tower scales and normalises them on its own device."""
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+@dataclass
+class UserBatch(_Tensors):
+    """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
+
+    items: ItemInputs
+    """Every item that `sequence` or `negatives` points to, and the pool, once each."""
+    sequence: Tensor
+    """[B, L + 1] int64: index into `items`; inputs are [:, :-1], targets [:, 1:]. Padding holds 0."""
+    mask: Tensor
+    """[B, L + 1] bool: True where the position is real."""
+    users: Tensor
+    """[B] int64: number of the user over all domains of the run; -1 where a slot is empty at the end of an epoch."""
+    negatives: Tensor | None = None
+    """[B, L] int64: index into `items`, one uniform negative for each target (`bce` only)."""
+    occurrence_rate: Tensor | None = None
+    """[N] float32: the item's share of its domain's training interactions (`softmax` only)."""
+    pool_rate: Tensor | None = None
+    """[N] float32: chance that the item's domain drew it into the pool (`softmax` only)."""
+    domain: Tensor | None = None
+    """[N] int64: which of the run's domains the item is of (`softmax` only)."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[B, L] bool: positions that have both an input and a next item."""
+        return self.mask[:, 1:]

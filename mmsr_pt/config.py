@@ -1,0 +1,242 @@
+"""Every number that is not DeepSpeed's, each with one owner; tyro turns the fields into flags.
+
+`ds_configs/*.json` owns micro-batch, accumulation, clipping, precision, ZeRO stage and offload; nothing of that is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mmsr_pt.log import UserError
+from mmsr_pt.registry import unknown_name
+
+ConfigT = TypeVar("ConfigT")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The parts of a recommender and their sizes."""
+
+    item: Literal["content", "id"] = "content"
+    """What an item is: its title and picture, or a learned vector of its own (`id`: IDSR, cannot be transferred)."""
+    text: str = "tiny"
+    """Text tower: tiny, hf:NAME, hf:/a/local/dir, or none (MMSR-V)."""
+    vision: str = "tiny"
+    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, or none (MMSR-T)."""
+    fusion: str = "merge"
+    """How text and vision become one item vector: sum, concat, merge (merge-attention)."""
+    fusion_layers: int = 1
+    """Blocks of an attention fusion."""
+    fusion_heads: int = 4
+    """Attention heads of an attention fusion."""
+    sequence: str = "sasrec"
+    """Sequence encoder: sasrec."""
+    sequence_layers: int = 2
+    """Blocks of the sequence encoder."""
+    sequence_heads: int = 2
+    """Attention heads of the sequence encoder."""
+    width: int = 128
+    """D: width of item vectors and of the sequence encoder (the paper: 768)."""
+    dropout: float = 0.1
+    """Dropout of the sequence encoder and the fusion, in [0, 1)."""
+    max_history: int = 20
+    """L: the newest items of a history that the sequence encoder reads."""
+    title_tokens: int = 50
+    """Longest title in tokens, special ones included; the rest is cut."""
+    text_tune: str = "top:2"
+    """What of the text tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
+    vision_tune: str = "top:2"
+    """What of the vision tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
+    score: Literal["dot", "cosine"] = "cosine"
+    """How a user vector meets an item vector: inner product (the paper), or cosine / temperature."""
+    temperature: float = 0.07
+    """Divides cosine scores; unused by `dot`."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.item == "id" or not (self.text == "none" and self.vision == "none"),
+            "--text none and --vision none leave an item without content: keep one, or use --item id",
+        )
+        _require(
+            self.width % self.sequence_heads == 0 and self.width % self.fusion_heads == 0,
+            f"--width {self.width} must be divisible by --sequence_heads {self.sequence_heads} "
+            f"and --fusion_heads {self.fusion_heads}",
+        )
+        _require(0 <= self.dropout < 1, f"--dropout {self.dropout} must lie in [0, 1)")
+        _require(self.temperature > 0, f"--temperature {self.temperature} must be above 0")
+        for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
+            _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which domains train, and how they are read."""
+
+    data: tuple[Path, ...] = ()
+    """Domain directories made by shards/build.py; none given: the drawn domain, built under data/ first."""
+    weights: tuple[float, ...] = ()
+    """Share of each domain in an epoch, relative to its users (1 1: every user once); none given: all 1."""
+    num_workers: int = -1
+    """Loader processes of each rank (a power of two); 0 reads in the training process, -1 chooses by cores."""
+    shuffle_buffer: int = 256
+    """Users (bytes, not pixels) that each reader holds to shuffle; tars are shuffled too."""
+    pool_size: int = 128
+    """P: items drawn uniformly from each domain's catalogue at every step, shared by the batch as negatives."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.weights or len(self.weights) == len(self.data),
+            f"--weights has {len(self.weights)} numbers for {len(self.data)} domains: give one for each of --data",
+        )
+        _require(all(w > 0 for w in self.weights), f"--weights {self.weights} must all be above 0")
+        _require(self.shuffle_buffer >= 1, f"--shuffle_buffer {self.shuffle_buffer} must be at least 1")
+        _require(self.pool_size >= 1, f"--pool_size {self.pool_size} must be at least 1")
+        workers = self.num_workers
+        _require(
+            workers in (-1, 0) or (workers > 0 and workers & (workers - 1) == 0),
+            f"--num_workers {workers} must be -1 (choose), 0 (none) or a power of two",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Loss, AdamW and its schedule."""
+
+    loss: Literal["softmax", "bce"] = "softmax"
+    """bce: the paper's, one uniform negative a position; softmax: over the batch of all ranks and the pool, logQ."""
+    lr: float = 1e-3
+    """Learning rate of fusion, projections, sequence encoder and `tiny` towers."""
+    text_lr: float = 1e-4
+    """Learning rate of a pretrained text tower's trained blocks."""
+    vision_lr: float = 1e-4
+    """Learning rate of a pretrained vision tower's trained blocks."""
+    weight_decay: float = 0.1
+    """Weight decay of all but the towers (none on biases and norms)."""
+    encoder_weight_decay: float = 0.0
+    """Weight decay of the towers."""
+    decay_from: float = 0.8
+    """Share of the run after which learning rates fall linearly."""
+    final_lr: float = 0.1
+    """Share of the learning rates left at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "text_lr", "vision_lr"):
+            _require(getattr(self, name) > 0, f"--{name} {getattr(self, name)} must be above 0")
+        for name in ("decay_from", "final_lr"):
+            _require(0 <= getattr(self, name) <= 1, f"--{name} {getattr(self, name)} must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, where to."""
+
+    preset: str = "default"
+    """Named settings that other flags override: default, paper."""
+    ds_config: Path = Path("ds_configs/zero2.json")
+    """The DeepSpeed configuration: batch, precision, ZeRO stage, clipping, offload."""
+    run_dir: Path | None = None
+    """Where the run writes; none given: runs/<date>-<domain>."""
+    steps: int | None = None
+    """Optimizer steps; none given: --epochs decides."""
+    epochs: int = 20
+    """Passes over the training users."""
+    eval_every: int = 0
+    """Steps between evaluations on the validation targets; 0: once an epoch."""
+    patience: int = 5
+    """Evaluations without a better NDCG@10 before the run stops early; 0: never."""
+    eval_batch_size: int = 256
+    """Items encoded at once in evaluation."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: once an epoch."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Steps between two train lines in metrics.jsonl."""
+    resume: bool = False
+    """Go on from the newest checkpoint of --run_dir."""
+    seed: int = 0
+    """Seed of weights, order of users, negatives and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "keep_checkpoints", "log_every", "eval_batch_size"):
+            _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "checkpoint_every", "patience"):
+            _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
+        _require(self.steps is None or self.steps >= 1, f"--steps {self.steps} must be at least 1")
+        _require(not self.resume or self.run_dir is not None, "--resume needs --run_dir: the run to go on with")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a recommender on one or several domains."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    # sections 4.2 and 4.4, appendix B of the paper
+    "paper": {
+        "model": {"width": 768, "sequence_layers": 2, "sequence_heads": 2, "fusion_heads": 12, "score": "dot"},
+        "optim": {"loss": "bce", "lr": 1e-4, "text_lr": 1e-4, "vision_lr": 1e-4, "weight_decay": 0.1},
+        "run": {"epochs": 150, "patience": 0},
+    },
+}
+
+
+def preset(name: str) -> PretrainConfig:
+    """The defaults that `--preset name` stands for; flags given beside it win."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    parts = PRESETS[name]
+    return PretrainConfig(
+        run=RunConfig(preset=name, **parts.get("run", {})),
+        data=DataConfig(**parts.get("data", {})),
+        model=ModelConfig(**parts.get("model", {})),
+        optim=OptimConfig(**parts.get("optim", {})),
+    )
+
+
+def to_json(config: Any) -> str:
+    """A config (nested dataclasses) as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any], where: str) -> ConfigT:
+    """A flat config dataclass from a JSON object; an unknown field is an error that names it and `where` it stood."""
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}: {unknown_name('setting', name, known)}")
+    return kind(**values)
+
+
+def parse_flags(argv: list[str]) -> PretrainConfig:
+    """The configuration that command-line flags ask for; a flag beats its preset. Exits with 2 on an unknown flag."""
+    import tyro
+
+    name = "default"
+    for position, word in enumerate(argv):
+        if word == "--preset" and position + 1 < len(argv):
+            name = argv[position + 1]
+        elif word.startswith("--preset="):
+            name = word.partition("=")[2]
+    return tyro.cli(
+        PretrainConfig,
+        args=argv,
+        default=preset(name),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        use_underscores=True,
+    )

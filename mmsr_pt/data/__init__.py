@@ -1,0 +1,1 @@
+"""Domains on disk: building them, reading them, streaming them (layer 1)."""

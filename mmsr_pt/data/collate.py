@@ -1,0 +1,196 @@
+"""Users with raw bytes -> the batch's distinct items, an index map into them, and the pool.
+
+`encode_part` runs in a loader worker and decodes each distinct item once; `merge` joins the parts of all workers of the
+rank into one batch in which an item stands once, however many workers met it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsr_pt.batch import ItemInputs, UserBatch
+from mmsr_pt.data.item_table import ItemTable
+from mmsr_pt.data.order import user_generator
+from mmsr_pt.data.preprocess import Preprocessor
+
+
+@dataclass
+class RawUser:
+    """One training sequence with its items' bytes, as it stands in a tar."""
+
+    user: int
+    domain: int
+    rows: np.ndarray
+    contents: Mapping[int, Mapping[str, bytes]]
+    """row -> {"json": ..., "jpg": ...}; users of one tar share the bytes of an item."""
+
+
+@dataclass
+class Pool:
+    """The items drawn at a step as negatives for everyone."""
+
+    by_domain: list[np.ndarray]
+    """Item numbers drawn from each domain: the whole pool, known to all."""
+    mine: np.ndarray
+    """Item numbers that this worker brings along."""
+
+
+@dataclass
+class Part:
+    """A worker's share of a micro-batch. Sequences and negatives hold item numbers, not indices."""
+
+    users: np.ndarray
+    sequences: list[np.ndarray]
+    negatives: list[np.ndarray] | None
+    ids: np.ndarray
+    titles: list[np.ndarray] | None
+    images: Tensor | None
+
+
+def encode_part(
+    slots: Sequence[RawUser | None],
+    pool: Pool,
+    tables: Sequence[ItemTable],
+    preprocessor: Preprocessor,
+    negatives_seed: tuple[int, int] | None,
+    max_sequence: int,
+) -> Part:
+    """Decodes what these users and this worker's share of the pool need, each distinct item once.
+
+    Args:
+        slots: users of this share; None where the epoch has run out of users.
+        pool: the step's pool.
+        tables: catalogue of each domain.
+        preprocessor: what the towers read; parts that the model lacks are neither read nor decoded.
+        negatives_seed: (seed, epoch) to draw one negative a target with; None: no negatives.
+        max_sequence: newest positions kept of a sequence.
+    """
+    users = np.asarray([-1 if slot is None else slot.user for slot in slots], dtype=np.int64)
+    sequences, negatives = [], []
+    sources: dict[int, tuple[RawUser, int] | None] = dict.fromkeys(pool.mine.tolist())
+    for slot in slots:
+        if slot is None:
+            sequences.append(np.empty(0, dtype=np.int64))
+            negatives.append(np.empty(0, dtype=np.int64))
+            continue
+        base = tables[slot.domain].base
+        rows = slot.rows[-max_sequence:]
+        sequences.append(base + rows)
+        for row in rows.tolist():
+            sources.setdefault(base + row, (slot, row))
+        if negatives_seed is not None:
+            negatives.append(_draw_negatives(slot, base, pool, negatives_seed, len(rows) - 1))
+    ids = np.fromiter(sources, dtype=np.int64, count=len(sources))
+    titles, images = _contents(ids, sources, tables, preprocessor)
+    return Part(
+        users=users,
+        sequences=sequences,
+        negatives=negatives if negatives_seed is not None else None,
+        ids=ids,
+        titles=titles,
+        images=images,
+    )
+
+
+def _draw_negatives(slot: RawUser, base: int, pool: Pool, seed: tuple[int, int], count: int) -> np.ndarray:
+    """One negative for each target, uniform over the pool without the user's own items.
+
+    As the pool is uniform over the catalogue, so is each negative over the items that the user does not have
+    (section 4.4 of the paper). A user who has the whole pool gets negatives from all of it.
+    """
+    drawn = pool.by_domain[slot.domain]
+    allowed = drawn[~np.isin(drawn, base + slot.rows)]
+    if not len(allowed):
+        allowed = drawn
+    return user_generator(*seed, slot.user).choice(allowed, count)
+
+
+def _contents(
+    ids: np.ndarray,
+    sources: Mapping[int, tuple[RawUser, int] | None],
+    tables: Sequence[ItemTable],
+    preprocessor: Preprocessor,
+) -> tuple[list[np.ndarray] | None, Tensor | None]:
+    """Token ids and pixels of the items, from the tar bytes of a user who has them, else from the catalogue."""
+    bases = np.asarray([table.base for table in tables])
+    texts: list[str] = []
+    pictures: list[bytes] = []
+    for item in ids.tolist():
+        source = sources[item]
+        if source is not None:
+            content = source[0].contents[source[1]]
+            if preprocessor.tokenizer is not None:
+                texts.append(json.loads(content["json"])["title"])
+            if preprocessor.image is not None:
+                pictures.append(content["jpg"])
+        else:
+            table = tables[int(np.searchsorted(bases, item, side="right")) - 1]
+            row = item - table.base
+            if preprocessor.tokenizer is not None:
+                texts.append(table.titles[row])
+            if preprocessor.image is not None:
+                pictures.append(table.domain.read_image(row))
+    titles = preprocessor.encode_titles(texts) if preprocessor.tokenizer is not None else None
+    images = preprocessor.decode_images(pictures) if preprocessor.image is not None else None
+    return titles, images
+
+
+def merge(
+    parts: Sequence[Part], tables: Sequence[ItemTable], preprocessor: Preprocessor, max_sequence: int
+) -> UserBatch:
+    """One batch from the parts of a micro-batch, every distinct item in it once.
+
+    Returns: B = all slots of the parts; sequences padded on the right to `max_sequence` positions whatever their length,
+        so that shapes recur and buffers are reused.
+    """
+    all_ids = np.concatenate([part.ids for part in parts])
+    ids, first = np.unique(all_ids, return_index=True)
+    users = np.concatenate([part.users for part in parts])
+    sequence = np.zeros((len(users), max_sequence), dtype=np.int64)
+    mask = np.zeros((len(users), max_sequence), dtype=bool)
+    negatives = np.zeros((len(users), max_sequence - 1), dtype=np.int64)
+    for row, numbers in enumerate(numbers for part in parts for numbers in part.sequences):
+        sequence[row, : len(numbers)] = np.searchsorted(ids, numbers)
+        mask[row, : len(numbers)] = True
+    with_negatives = parts[0].negatives is not None
+    if with_negatives:
+        for row, numbers in enumerate(numbers for part in parts for numbers in part.negatives or ()):
+            negatives[row, : len(numbers)] = np.searchsorted(ids, numbers)
+    bases = np.asarray([table.base for table in tables])
+    domain = np.searchsorted(bases, ids, side="right") - 1
+    return UserBatch(
+        items=_item_inputs(parts, ids, first, preprocessor),
+        sequence=torch.from_numpy(sequence),
+        mask=torch.from_numpy(mask),
+        users=torch.from_numpy(users),
+        negatives=torch.from_numpy(negatives) if with_negatives else None,
+        occurrence_rate=torch.from_numpy(_rates(ids, domain, tables)),
+        pool_rate=torch.from_numpy(np.asarray([table.pool_rate for table in tables], dtype=np.float32)[domain]),
+        domain=torch.from_numpy(domain.astype(np.int64)),
+    )
+
+
+def _rates(ids: np.ndarray, domain: np.ndarray, tables: Sequence[ItemTable]) -> np.ndarray:
+    rates = np.empty(len(ids), dtype=np.float32)
+    for number, table in enumerate(tables):
+        here = domain == number
+        rates[here] = table.train_count[ids[here] - table.base] / table.num_interactions
+    return rates
+
+
+def _item_inputs(parts: Sequence[Part], ids: np.ndarray, first: np.ndarray, preprocessor: Preprocessor) -> ItemInputs:
+    """The content of `ids`, whose first copies stand at positions `first` of the parts laid end to end."""
+    title_ids = title_mask = images = None
+    if parts[0].titles is not None:
+        titles = [title for part in parts for title in part.titles or ()]
+        title_ids, title_mask = preprocessor.pad([titles[i] for i in first])
+    if parts[0].images is not None:
+        pixels = [part.images for part in parts if part.images is not None]
+        images = (pixels[0] if len(pixels) == 1 else torch.cat(pixels))[torch.from_numpy(first)]
+    return ItemInputs(torch.from_numpy(ids), title_ids, title_mask, images)

@@ -1,0 +1,153 @@
+"""A domain directory: the names in it, and its reader.
+
+domain/
+  domain.json              the manifest: counts, split rule, problems met, every tar with its size and sha256
+  items/items-00000.tar    the catalogue: every item once
+  items.parquet            the catalogue as a table, with the place of every picture in the tars
+  train/train-00000.tar    user sequences, training part only, each with the items it needs before it
+  eval.parquet             histories and the two held-out items of every user
+  tokenizer.model          SentencePiece model of the titles, for the `tiny` text tower
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mmsr_pt.log import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "domain.json"
+ITEMS_FILE = "items.parquet"
+EVAL_FILE = "eval.parquet"
+TOKENIZER_FILE = "tokenizer.model"
+TEXT, IMAGE = MODALITIES = ("text", "image")
+COLD_BELOW = 10
+"""An item with fewer training occurrences is cold (section 7.1 of the paper)."""
+
+
+@dataclass(frozen=True)
+class TrainTar:
+    """One tar of training sequences."""
+
+    path: Path
+    num_users: int
+
+
+class Domain:
+    """A complete domain directory. Cheap to pickle; safe to use in worker processes once loaded."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        """For `load`, which checks what it passes."""
+        self.path = path
+        self.meta = meta
+        # read now, as polars must not run in a forked loader process, where `read_image` is called
+        self._pictures = self._locate_pictures() if IMAGE in self.modalities else None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Domain:
+        """Opens a domain directory.
+
+        Raises:
+            UserError: nothing there, no domain, another format version, or a file missing or of another size than the
+                manifest says.
+        """
+        path = Path(path)
+        manifest = path / MANIFEST_FILE
+        if not path.is_dir():
+            raise UserError(f"there is no domain directory {path}: build it with shards/build.py --out {path}")
+        if not manifest.is_file():
+            raise UserError(
+                f"{path} is no domain directory (it has no {MANIFEST_FILE}): build one with shards/build.py"
+            )
+        try:
+            meta = json.loads(manifest.read_text(encoding="utf-8"))
+            version = meta["format_version"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{manifest} cannot be read: build the domain again with --overwrite") from None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has domain format {version}, this version reads {FORMAT_VERSION}: build it again with "
+                "shards/build.py --overwrite"
+            )
+        for name in (ITEMS_FILE, EVAL_FILE):
+            if not (path / name).is_file():
+                raise UserError(f"{path} is incomplete ({name} is missing): build it again with --overwrite")
+        for tar in meta["tars"]:
+            file = path / tar["path"]
+            size = file.stat().st_size if file.is_file() else None
+            if size != tar["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes instead of {tar['bytes']}"
+                raise UserError(f"{file} {found}: copy the domain again, or build it again with --overwrite")
+        return cls(path, meta)
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """The catalogue by row: item_id, row, title, train_count, tar, offset, size (both null without a picture)."""
+        return pl.read_parquet(self.path / ITEMS_FILE)
+
+    @cached_property
+    def eval(self) -> pl.DataFrame:
+        """By user: user_id, user, history (training part), valid, test, cold_cases."""
+        return pl.read_parquet(self.path / EVAL_FILE)
+
+    @property
+    def name(self) -> str:
+        """What the domain is called in tables and run directories."""
+        return self.meta["name"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any byte of the training data, the catalogue, the held-out items or the split rule."""
+        return self.meta["fingerprint"]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What items have: text, image or both."""
+        return tuple(self.meta["modalities"])
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue."""
+        return self.meta["counts"]["items"]
+
+    @property
+    def num_users(self) -> int:
+        """Users, each with a training part and two held-out items."""
+        return self.meta["counts"]["users"]
+
+    @property
+    def train_tars(self) -> list[TrainTar]:
+        """The training tars in order."""
+        return [TrainTar(self.path / t["path"], t["samples"]) for t in self.meta["tars"] if t["kind"] == "train"]
+
+    def titles(self) -> list[str]:
+        """Titles by row."""
+        return self.items["title"].to_list()
+
+    def read_image(self, row: int) -> bytes:
+        """The JPEG of an item; raises UserError when the domain was built without pictures."""
+        if self._pictures is None:
+            raise UserError(f"{self.path} was built without pictures: build it again with --modalities text image")
+        tars, numbers, offsets, sizes = self._pictures
+        file = os.open(self.path / tars[numbers[row]], os.O_RDONLY)
+        try:
+            return os.pread(file, int(sizes[row]), int(offsets[row]))
+        finally:
+            os.close(file)
+
+    def _locate_pictures(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        frame = pl.read_parquet(self.path / ITEMS_FILE, columns=["tar", "offset", "size"])
+        tars = frame["tar"].unique().sort()
+        numbers = frame["tar"].replace_strict(tars, pl.Series(range(len(tars)), dtype=pl.UInt32))
+        return tars.to_list(), numbers.to_numpy(), frame["offset"].to_numpy(), frame["size"].to_numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "meta": self.meta, "_pictures": self._pictures}

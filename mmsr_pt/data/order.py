@@ -1,0 +1,154 @@
+"""Which user stands where: the order of training samples as pure arithmetic on (seed, epoch, manifest).
+
+The users of an epoch are laid out in one row: the tars of all domains, permuted by (seed, epoch), one after the other.
+The row is cut into `num_lanes` equal lanes. A step takes the next `users_per_lane` users of every lane, so a step is
+the same set of users on any number of ranks and workers: they only share out the lanes. Within a lane, users are
+permuted in blocks of `shuffle_buffer`. The state of the stream is the number of steps done, nothing else.
+
+A lane may begin inside a tar (it then skips the users before it); webdataset's usual whole-tar lanes would end at
+different steps and either hang ranks or drop users (architecture 2.5 plans disjoint lists of whole tars).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmsr_pt.log import UserError
+
+_ORDER, _BLOCK, _POOL, _USER = range(4)  # first word of each generator's seed, so that no two draw the same numbers
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Users [start, stop) of one tar of one domain."""
+
+    domain: int
+    tar: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The order of users in training."""
+
+    tar_users: tuple[tuple[int, ...], ...]
+    """Users in each tar of each domain, from the manifests."""
+    weights: tuple[float, ...]
+    """How often an epoch passes over each domain; 1 is every user once."""
+    global_batch: int
+    """Users consumed by one optimizer step over all ranks and accumulation steps."""
+    num_lanes: int
+    """Independent readers at most: see `choose_lanes`."""
+    shuffle_buffer: int
+    seed: int
+
+    @property
+    def num_users(self) -> int:
+        """Users in an epoch."""
+        return sum(round(w * sum(tars)) for w, tars in zip(self.weights, self.tar_users))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last one may be short of users."""
+        return -(-self.num_users // self.global_batch)
+
+    @property
+    def users_per_lane(self) -> int:
+        """Users that each lane gives to a step."""
+        return self.global_batch // self.num_lanes
+
+    def segments(self, epoch: int) -> list[Segment]:
+        """The epoch's users in one row, as pieces of tars."""
+        rng = generator(_ORDER, self.seed, epoch)
+        pieces: list[Segment] = []
+        for domain, (weight, tars) in enumerate(zip(self.weights, self.tar_users)):
+            wanted = round(weight * sum(tars))
+            while wanted > 0:
+                for tar in rng.permutation(len(tars)):
+                    taken = min(wanted, tars[tar])
+                    if taken:
+                        pieces.append(Segment(domain, int(tar), 0, taken))
+                    wanted -= taken
+        return [pieces[i] for i in rng.permutation(len(pieces))]
+
+    def lane_range(self, lane: int) -> tuple[int, int]:
+        """[start, stop) of the lane in the epoch's row of users."""
+        return lane * self.num_users // self.num_lanes, (lane + 1) * self.num_users // self.num_lanes
+
+    def blocks(self, epoch: int, lane: int, first: int) -> list[tuple[list[Segment], np.ndarray]]:
+        """The lane's shuffle blocks from its `first`-th user on.
+
+        Returns: for each block the pieces of tars that hold its users, and the order to emit them in; users before
+            `first` are left out of that order.
+        """
+        start, stop = self.lane_range(lane)
+        size = self.shuffle_buffer
+        pieces = self.segments(epoch)
+        blocks = []
+        for block in range(first // size, -(-(stop - start) // size)):
+            begin, end = start + block * size, min(start + (block + 1) * size, stop)
+            order = generator(_BLOCK, self.seed, epoch, lane, block).permutation(end - begin)
+            blocks.append((cut(pieces, begin, end), order[max(first - block * size, 0) :]))
+        return blocks
+
+
+def cut(pieces: Sequence[Segment], begin: int, end: int) -> list[Segment]:
+    """The part [begin, end) of a row of users made of `pieces`."""
+    found = []
+    position = 0
+    for piece in pieces:
+        length = piece.stop - piece.start
+        low, high = max(begin - position, 0), min(end - position, length)
+        if low < high:
+            found.append(Segment(piece.domain, piece.tar, piece.start + low, piece.start + high))
+        position += length
+    return found
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A generator that depends on `key` alone."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def pool_generator(seed: int, epoch: int, step: int, domain: int) -> np.random.Generator:
+    """Draws the pool of a step: the same on every rank."""
+    return generator(_POOL, seed, epoch, step, domain)
+
+
+def user_generator(seed: int, epoch: int, user: int) -> np.random.Generator:
+    """Draws what belongs to a user: the same on whichever rank meets that user."""
+    return generator(_USER, seed, epoch, user)
+
+
+def choose_lanes(num_tars: int, global_batch: int, world_size: int, num_workers: int) -> int:
+    """How many lanes a run has: the largest power of two that divides the global batch and is at most `num_tars`.
+
+    That is the same for every number of ranks and workers that is a power of two, so their runs see the same order. For
+    other numbers (3 GPUs) it is the largest number of lanes that they can share evenly.
+
+    Raises:
+        UserError: the lanes cannot be shared evenly over ranks and workers: too few tars, or a batch that does not fit.
+    """
+    workers = max(num_workers, 1)
+    readers = world_size * workers
+    fitting = [lanes for lanes in range(1, min(num_tars, global_batch) + 1) if global_batch % lanes == 0]
+    usual = max(lanes for lanes in fitting if lanes & (lanes - 1) == 0)
+    if usual % readers == 0:
+        return usual
+    shared = [lanes for lanes in fitting if lanes % readers == 0]
+    if shared:
+        return max(shared)
+    given = f"{world_size} rank(s) x {workers} loader worker(s) = {readers} readers"
+    if global_batch % readers:
+        raise UserError(
+            f"{given} cannot share a global batch of {global_batch} users evenly: choose a train_micro_batch_size_per_gpu "
+            f"in the ds_config that {workers} divides, or another --num_workers"
+        )
+    raise UserError(
+        f"too few shards: {given} need at least {readers} train tars, the given domain(s) have {num_tars}: rebuild with "
+        f"--num_shards {readers}, or use a smaller --num_workers"
+    )

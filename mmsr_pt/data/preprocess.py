@@ -1,0 +1,202 @@
+"""From raw titles and JPEG bytes to what the towers read; saved in the bundle and used by everything after training.
+
+Tokenizer and image size come from the towers' own files, never one setting for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmsr_pt.batch import ImageSpec, ItemInputs
+from mmsr_pt.data.domain import TOKENIZER_FILE
+from mmsr_pt.log import UserError
+
+PREPROCESSOR_FILE = "preprocessor.json"
+_FORMAT_VERSION = 1
+
+
+class Tokenizer(Protocol):
+    """Turns titles into token ids."""
+
+    pad_id: int
+    vocab_size: int
+
+    def encode(self, titles: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Token ids of each title, cut to `max_tokens` (special tokens included), at least one each."""
+
+    def save(self, directory: Path) -> None:
+        """Writes its files into `directory`."""
+
+
+class SentencePieceTokenizer:
+    """The tokenizer of the `tiny` text tower, trained on the domain's titles while it was built."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model_file: Path) -> None:
+        self.model_proto = Path(model_file).read_bytes()
+        self._load()
+
+    def _load(self) -> None:
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_proto)
+        self.pad_id = max(self._processor.pad_id(), 0)
+        self.vocab_size = self._processor.vocab_size()
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"model_proto": self.model_proto}
+
+    def __setstate__(self, state: dict[str, bytes]) -> None:
+        self.model_proto = state["model_proto"]
+        self._load()
+
+    def encode(self, titles: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """See Tokenizer."""
+        unknown = self._processor.unk_id()
+        return [ids[:max_tokens] or [unknown] for ids in self._processor.encode(list(titles))]
+
+    def save(self, directory: Path) -> None:
+        """Writes the SentencePiece model."""
+        (directory / TOKENIZER_FILE).write_bytes(self.model_proto)
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer beside a transformers model."""
+
+    kind = "huggingface"
+
+    def __init__(self, name_or_dir: str) -> None:
+        # several loader processes each tokenise; the library's own threads would only fight them (and warn after a fork)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name_or_dir)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no tokenizer at {name_or_dir!r}: {str(error).splitlines()[0]}") from error
+        self.pad_id = self._tokenizer.pad_token_id or 0
+        self.vocab_size = len(self._tokenizer)
+
+    def encode(self, titles: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """See Tokenizer."""
+        encoded = self._tokenizer(list(titles), truncation=True, max_length=max_tokens, padding=False)["input_ids"]
+        return [ids or [self.pad_id] for ids in encoded]
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer's own files."""
+        self._tokenizer.save_pretrained(directory)
+
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclasses.dataclass
+class Preprocessor:
+    """Title and image preprocessing of one model; a part that the model lacks is None."""
+
+    tokenizer: Tokenizer | None
+    image: ImageSpec | None
+    title_tokens: int = 50
+
+    def encode_titles(self, titles: Sequence[str]) -> list[np.ndarray]:
+        """Returns: for each title its token ids, int64, unpadded."""
+        assert self.tokenizer is not None
+        return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer.encode(titles, self.title_tokens)]
+
+    def decode_image(self, encoded: bytes) -> Tensor:
+        """Returns: [3, H, W] uint8 RGB from the bytes of one picture; raises OSError when they are no picture."""
+        assert self.image is not None
+        size = (self.image.width, self.image.height)
+        with Image.open(io.BytesIO(encoded)) as picture:
+            # a JPEG much larger than wanted is decoded at a half, a quarter or an eighth, which costs that much less
+            picture.draft("RGB", size)
+            rgb = picture.convert("RGB")
+        if rgb.size != size:
+            rgb = rgb.resize(size, _INTERPOLATIONS[self.image.interpolation], reducing_gap=3.0)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+    def item_inputs(self, ids: np.ndarray, titles: Sequence[str] | None, images: Sequence[bytes] | None) -> ItemInputs:
+        """Items from raw content: `titles` and `images` in the order of `ids`, None where the model has no such tower."""
+        title_ids = title_mask = pixels = None
+        if self.tokenizer is not None and titles is not None:
+            title_ids, title_mask = self.pad(self.encode_titles(titles))
+        if self.image is not None and images is not None:
+            pixels = self.decode_images(images)
+        return ItemInputs(torch.from_numpy(ids.astype(np.int64)), title_ids, title_mask, pixels)
+
+    def decode_images(self, images: Sequence[bytes]) -> Tensor:
+        """Returns: [N, 3, H, W] uint8."""
+        assert self.image is not None
+        pixels = torch.empty((len(images), 3, self.image.height, self.image.width), dtype=torch.uint8)
+        for row, encoded in enumerate(images):
+            pixels[row] = self.decode_image(encoded)
+        return pixels
+
+    def pad(self, titles: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Returns: [N, T] int64 ids and [N, T] bool mask, padded to the longest title given."""
+        assert self.tokenizer is not None
+        longest = max((len(ids) for ids in titles), default=1)
+        title_ids = np.full((len(titles), longest), self.tokenizer.pad_id, dtype=np.int64)
+        mask = np.zeros((len(titles), longest), dtype=bool)
+        for row, ids in enumerate(titles):
+            title_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
+        return torch.from_numpy(title_ids), torch.from_numpy(mask)
+
+    def save(self, directory: Path) -> None:
+        """Writes tokenizer files and preprocessor.json into a bundle."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(directory)
+        state = {
+            "format_version": _FORMAT_VERSION,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.kind,  # type: ignore[attr-defined]
+            "title_tokens": self.title_tokens,
+            "image": None if self.image is None else dataclasses.asdict(self.image),
+        }
+        (directory / PREPROCESSOR_FILE).write_text(json.dumps(state, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Preprocessor:
+        """Reads what `save` wrote; raises UserError where a file is missing."""
+        directory = Path(directory)
+        file = directory / PREPROCESSOR_FILE
+        if not file.is_file():
+            raise UserError(f"{directory} has no {PREPROCESSOR_FILE}: it is not a complete model bundle")
+        state = json.loads(file.read_text())
+        if state["format_version"] != _FORMAT_VERSION:
+            raise UserError(f"{file} has format {state['format_version']}, this version reads {_FORMAT_VERSION}")
+        tokenizer: Tokenizer | None = None
+        if state["tokenizer"] == SentencePieceTokenizer.kind:
+            tokenizer = SentencePieceTokenizer(directory / TOKENIZER_FILE)
+        elif state["tokenizer"] == HuggingFaceTokenizer.kind:
+            tokenizer = HuggingFaceTokenizer(str(directory))
+        image = state["image"]
+        if image is not None:
+            image = ImageSpec(**{**image, "mean": tuple(image["mean"]), "std": tuple(image["std"])})
+        return cls(tokenizer=tokenizer, image=image, title_tokens=state["title_tokens"])
+
+
+def tokenizer_for(text: str, domain_dir: Path) -> Tokenizer | None:
+    """The tokenizer that a text tower name asks for: the tower's own, or the domain's SentencePiece for `tiny`."""
+    if text == "none":
+        return None
+    if text == "tiny":
+        return SentencePieceTokenizer(domain_dir / TOKENIZER_FILE)
+    return HuggingFaceTokenizer(text.removeprefix("hf:"))

@@ -1,0 +1,1 @@
+"""Raw datasets in, domain directories out: `build` is the way in."""

@@ -1,0 +1,45 @@
+"""The command line of shards/build.py: a source's own flags, and those that every build has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from mmsr_pt.data.shards.build import BuildOptions
+from mmsr_pt.data.sources import SOURCES, Source
+
+SourceT = TypeVar("SourceT", bound=Source)
+
+
+@dataclass(frozen=True)
+class BuildCommand(Generic[SourceT]):
+    """What to build, where to, and how."""
+
+    source: SourceT
+    out: Path
+    """The domain directory to make."""
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+def parse_command(argv: Sequence[str]) -> BuildCommand[Source]:
+    """Reads the flags.
+
+    Raises:
+        UserError: an unknown source, with the nearest known name.
+        SystemExit: --help (0), an unknown or missing flag (2).
+    """
+    if argv and not argv[0].startswith("-"):
+        _ = SOURCES[argv[0]]
+    commands: dict[str, Any] = {name: BuildCommand.__class_getitem__(SOURCES[name]) for name in SOURCES}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="shards/build.py",
+        description="Turns a raw dataset into a domain directory.",
+        args=list(argv),
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )

@@ -1,0 +1,154 @@
+"""Tars written so that the same content gives the same bytes.
+
+No polars and no torch here: writer processes import this module, and should start at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+_FILE_MODE = 0o644
+
+
+def item_key(row: int) -> str:
+    """Name of an item's members in a tar: the row, as an id may hold characters that WebDataset splits at."""
+    return f"i{row:08d}"
+
+
+def user_key(user: int) -> str:
+    """Name of a user's member in a tar."""
+    return f"u{user:08d}"
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """Compact JSON, the same bytes for the same value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class TarSummary:
+    """What the manifest says of a finished tar."""
+
+    samples: int
+    """Items of an items tar, users of a train tar."""
+    items: int
+    num_bytes: int
+    sha256: str
+
+
+class TarWriter:
+    """Writes a tar whose bytes depend on the members alone: no times, owners or padding of the moment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends a member; returns the offset of its data."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), _FILE_MODE
+        self.copy(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.position
+        self.copy(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def copy(self, blocks: bytes) -> None:
+        """Appends finished members: headers, data and padding."""
+        self._hash.update(blocks)
+        try:
+            self._file.write(blocks)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        self.position += len(blocks)
+
+    def finish(self, samples: int, items: int) -> TarSummary:
+        """Ends the archive and brings it to disk."""
+        self.copy(bytes(2 * tarfile.BLOCKSIZE))
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        self._file.close()
+        return TarSummary(samples, items, self.position, self._hash.hexdigest())
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # closing writes what is buffered, which on a full disk would raise again and hide the first error
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the members of some items stand in the items tars: [N] arrays by position, not by row."""
+
+    rows: np.ndarray
+    """Catalogue rows, ascending."""
+    tars: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Blocks:
+        """The blocks of `rows` (ascending) alone."""
+        at = np.searchsorted(self.rows, rows)
+        return Blocks(rows, self.tars[at], self.offsets[at], self.sizes[at])
+
+
+@dataclass(frozen=True)
+class TrainTarPlan:
+    """The content of one train tar, small enough to send to a writer process."""
+
+    path: Path
+    item_tars: list[Path]
+    blocks: Blocks
+    """Of every item that occurs here."""
+    users: np.ndarray
+    """[U] user numbers."""
+    user_ids: list[str]
+    starts: np.ndarray
+    """[U + 1]: user u's interactions are [starts[u], starts[u + 1])."""
+    rows: np.ndarray
+    times: np.ndarray
+
+
+def write_train_tar(plan: TrainTarPlan) -> TarSummary:
+    """Writes a train tar: users in order, each item once, right before the first user that needs it."""
+    place = {int(row): at for at, row in enumerate(plan.blocks.rows)}
+    written = np.zeros(len(place), dtype=bool)
+    sources = [os.open(path, os.O_RDONLY) for path in plan.item_tars]
+    try:
+        with TarWriter(plan.path) as tar:
+            for number, (user, user_id) in enumerate(zip(plan.users.tolist(), plan.user_ids)):
+                own = slice(plan.starts[number], plan.starts[number + 1])
+                rows = plan.rows[own].tolist()
+                for row in rows:
+                    at = place[row]
+                    if not written[at]:
+                        written[at] = True
+                        size, offset = int(plan.blocks.sizes[at]), int(plan.blocks.offsets[at])
+                        tar.copy(os.pread(sources[plan.blocks.tars[at]], size, offset))
+                value = {"user": user, "id": user_id, "items": rows, "times": plan.times[own].tolist()}
+                tar.add(f"{user_key(user)}.json", to_json(value))
+            return tar.finish(len(plan.users), len(place))
+    finally:
+        for source in sources:
+            os.close(source)

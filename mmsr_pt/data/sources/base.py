@@ -1,0 +1,100 @@
+"""What every source gives, and what they share: tables with checked columns, and picture files by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+from mmsr_pt.log import UserError
+from mmsr_pt.registry import Registry
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""In order of preference where an item has several."""
+
+
+@dataclass(frozen=True)
+class RawDomain:
+    """A raw dataset, before any cleaning. Ids are text, as they may begin with 0 or hold any character."""
+
+    source: str
+    """Name of the layout it came in."""
+    licence: str
+    """Whose it is and on what terms, one line."""
+    interactions: pl.LazyFrame
+    """user_id str, item_id str, time (a number, null where it cannot be read); rows of one time in their order."""
+    items: pl.LazyFrame
+    """item_id str, title str, image str: path of the picture file, null where there is none."""
+
+
+class Source(Protocol):
+    """A raw dataset in its owner's layout; the fields of an implementation are its command-line flags."""
+
+    def read(self, scratch: Path, with_images: bool) -> RawDomain:
+        """Opens the dataset lazily.
+
+        Args:
+            scratch: an empty directory that outlives the build, for a source that must unpack or draw something.
+            with_images: look for picture files; without, `image` is null throughout.
+
+        Raises:
+            UserError: a file or column is missing.
+        """
+
+
+SOURCES: Registry[type[Source]] = Registry("source")
+
+
+def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
+    """A CSV (every column as text) or Parquet file, lazily; UserError when it or a column is missing."""
+    if not path.is_file():
+        beside = ", ".join(sorted(p.name for p in path.parent.iterdir())[:10]) if path.parent.is_dir() else ""
+        raise UserError(
+            f"{path} is missing; {path.parent} " + (f"holds: {beside}" if beside else "is no directory with files")
+        )
+    try:
+        # infer_schema=False: everything as text, or the leading zeros of ids would be gone
+        table = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
+        found = table.collect_schema().names()
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(found)}")
+    return table
+
+
+def join_text(columns: Sequence[str]) -> pl.Expr:
+    """The columns joined with ", ", empty ones left out."""
+    return pl.concat_str([_present(name) for name in columns], separator=", ", ignore_nulls=True)
+
+
+def _present(name: str) -> pl.Expr:
+    text = pl.col(name).cast(pl.String).str.strip_chars()
+    return pl.when(text != "").then(text)
+
+
+def add_images(items: pl.LazyFrame, folder: Path, with_images: bool) -> pl.LazyFrame:
+    """Adds `image`: the path of the picture file named by `item_id`, anywhere under `folder`."""
+    if not with_images:
+        return items.with_columns(image=pl.lit(None, pl.String))
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: put the pictures there, or build with --modalities text")
+    return items.join(_pictures(folder).lazy(), on="item_id", how="left", maintain_order="left")
+
+
+def _pictures(folder: Path) -> pl.DataFrame:
+    """Picture files under `folder`, one for each name: item_id, image."""
+    # listing directories: asking the file system for each item's file takes minutes for a million items
+    rows = []
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122 (a Path for each of a million names is slow)
+            if suffix.lower() in PICTURE_SUFFIXES:
+                rows.append((stem, PICTURE_SUFFIXES.index(suffix.lower()), f"{directory}/{name}"))
+    table = pl.DataFrame(rows, schema={"item_id": pl.String, "preference": pl.UInt8, "image": pl.String}, orient="row")
+    return table.sort("item_id", "preference", "image").unique("item_id", keep="first").drop("preference")

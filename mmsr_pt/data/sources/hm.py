@@ -1,0 +1,42 @@
+"""H&M purchases as Kaggle's "H&M Personalized Fashion Recommendations" hands them out.
+
+ROOT/articles.csv  ROOT/transactions_train.csv  ROOT/images/010/0108775015.jpg
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, join_text, scan_table
+
+# the paper adds categorical tags to names, as names alone are shared by many articles
+_TITLE_COLUMNS = ("prod_name", "product_type_name", "colour_group_name", "index_name")
+
+
+@SOURCES.register("hm")
+@dataclass(frozen=True)
+class HM:
+    """H&M purchases in Kaggle's layout; the unit of time is a day."""
+
+    root: Path
+    """Directory with articles.csv, transactions_train.csv and images/."""
+
+    def read(self, scratch: Path, with_images: bool) -> RawDomain:
+        """See Source."""
+        articles = scan_table(self.root / "articles.csv", ("article_id", *_TITLE_COLUMNS, "detail_desc"))
+        purchases = scan_table(self.root / "transactions_train.csv", ("t_dat", "customer_id", "article_id"))
+        description = pl.col("detail_desc").str.strip_chars()
+        title = pl.concat_str(
+            [join_text(_TITLE_COLUMNS), pl.when(description != "").then(description)], separator=". ", ignore_nulls=True
+        )
+        items = articles.select(item_id="article_id", title=title)
+        day = pl.col("t_dat").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
+        return RawDomain(
+            source="hm",
+            licence="Kaggle H&M Personalized Fashion Recommendations, competition terms, not redistributable",
+            interactions=purchases.select(user_id="customer_id", item_id="article_id", time=day),
+            items=add_images(items, self.root / "images", with_images),
+        )

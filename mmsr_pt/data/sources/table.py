@@ -1,0 +1,79 @@
+"""One's own data, in the simplest layout there is.
+
+ROOT/interactions.csv   user_id,item_id,timestamp                            (or interactions.parquet)
+ROOT/items.csv          item_id,title[,category]                             (or items.parquet)
+ROOT/images/<item_id>.jpg                                                    (or .jpeg, .png, .webp)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, join_text, scan_table
+from mmsr_pt.log import UserError
+
+_ISO_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_MICROSECONDS = 1_000_000
+
+
+@SOURCES.register("table")
+@dataclass(frozen=True)
+class Table:
+    """interactions.csv, items.csv (or .parquet of both) and images/."""
+
+    root: Path
+    """Directory with interactions.csv, items.csv and images/."""
+    title_columns: tuple[str, ...] = ()
+    """Columns of items.csv joined to the title, `|` in all but the first read as a comma; none given: title, and
+    category if there."""
+    licence: str = "not stated"
+    """Licence note for domain.json."""
+
+    def read(self, scratch: Path, with_images: bool) -> RawDomain:
+        """See Source."""
+        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"))
+        items = scan_table(_either(self.root, "items"), ("item_id", *(self.title_columns or ("title",))))
+        columns = self._columns(items.collect_schema().names())
+        tags = pl.col(columns[1:]).cast(pl.String).str.replace_all("|", ", ", literal=True)
+        titles = items.with_columns(tags).select(pl.col("item_id").cast(pl.String), title=join_text(columns))
+        return RawDomain(
+            source="table",
+            licence=self.licence,
+            interactions=interactions.select(
+                pl.col("user_id", "item_id").cast(pl.String),
+                time=parsed_time(interactions.collect_schema()["timestamp"]),
+            ),
+            items=add_images(titles, self.root / "images", with_images),
+        )
+
+    def _columns(self, found: Sequence[str]) -> list[str]:
+        return list(self.title_columns) or [name for name in ("title", "category") if name in found]
+
+
+def _either(root: Path, name: str) -> Path:
+    """ROOT/name.csv or ROOT/name.parquet, whichever is there."""
+    csv, parquet = root / f"{name}.csv", root / f"{name}.parquet"
+    if csv.is_file() and parquet.is_file():
+        raise UserError(f"{root} holds both {csv.name} and {parquet.name}: take one away")
+    return parquet if parquet.is_file() else csv
+
+
+def parsed_time(kind: pl.DataType) -> pl.Expr:
+    """`timestamp` as a number: numbers as they are, dates as seconds since 1970 (UTC unless they say otherwise)."""
+    time = pl.col("timestamp")
+    if kind.is_numeric():
+        return pl.when(time.cast(pl.Float64).is_finite()).then(time)
+    if kind.is_temporal():
+        return _seconds(time.cast(pl.Datetime("us")))
+    number = time.str.strip_chars().cast(pl.Float64, strict=False)
+    formats = [_seconds(time.str.to_datetime(f, strict=False, time_unit="us", exact=True)) for f in _ISO_FORMATS]
+    with_zone = _seconds(time.str.to_datetime("%+", strict=False, time_unit="us", time_zone="UTC"))
+    return pl.coalesce(pl.when(number.is_finite()).then(number), *formats, with_zone)
+
+
+def _seconds(time: pl.Expr) -> pl.Expr:
+    return time.dt.epoch("us") / _MICROSECONDS

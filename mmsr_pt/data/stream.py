@@ -1,0 +1,162 @@
+"""Training users from tars to batches: read bytes in the global order, decode each distinct item once, merge.
+
+tar -> webdataset -> user sequences with raw bytes -> shuffle block -> Part (a worker's share of a micro-batch, decoded)
+-> `merge` over the workers -> UserBatch. Shuffle blocks hold bytes; pixels exist only for the batch at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import tarfile_samples
+
+from mmsr_pt.batch import UserBatch
+from mmsr_pt.data.collate import Part, Pool, RawUser, encode_part, merge
+from mmsr_pt.data.item_table import ItemTable
+from mmsr_pt.data.order import Segment, StreamOrder, pool_generator
+from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.log import UserError
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every step one rank reads."""
+
+    rank: int
+    world_size: int
+    accumulation: int
+    """Micro-batches that make a step."""
+    replicate_pool: bool
+    """True: every rank encodes the whole pool (`bce`); False: the ranks share it out and gather (`softmax`)."""
+
+
+@dataclass
+class UserStream(IterableDataset):
+    """Endless micro-batch Parts of one rank, from optimizer step `first_step` on.
+
+    Iterated by loader workers, each of which owns some of the rank's lanes; yields `share.accumulation` parts a step.
+    """
+
+    order: StreamOrder
+    tables: list[ItemTable]
+    tar_paths: list[list[str]]
+    """Train tars of each domain."""
+    user_bases: list[int]
+    """Number of the first user of each domain in this run."""
+    preprocessor: Preprocessor
+    share: Share
+    max_sequence: int
+    """L + 1: newest positions of a training sequence that are kept."""
+    with_negatives: bool
+    """Draw one negative a position from the pool (`bce`)."""
+    first_step: int = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        worker = get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        readers = self.share.world_size * num_workers
+        reader = self.share.rank * num_workers + worker_id
+        per_reader = self.order.num_lanes // readers
+        lanes = range(reader * per_reader, (reader + 1) * per_reader)
+        epoch, step = divmod(self.first_step, self.order.steps_per_epoch)
+        while True:
+            yield from self._epoch(epoch, step, lanes, worker_id, num_workers)
+            epoch, step = epoch + 1, 0
+
+    def _epoch(self, epoch: int, first: int, lanes: range, worker: int, num_workers: int) -> Iterator[Part]:
+        per_lane = self.order.users_per_lane
+        readers = [self._lane(epoch, lane, first * per_lane) for lane in lanes]
+        for step in range(first, self.order.steps_per_epoch):
+            slots: list[RawUser | None] = []
+            for reader in readers:
+                slots += [next(reader, None) for _ in range(per_lane)]
+            pool = self._pool(epoch, step, worker, num_workers)
+            for micro in np.array_split(np.arange(len(slots)), self.share.accumulation):
+                yield encode_part(
+                    [slots[i] for i in micro],
+                    pool,
+                    tables=self.tables,
+                    preprocessor=self.preprocessor,
+                    negatives_seed=(self.order.seed, epoch) if self.with_negatives else None,
+                    max_sequence=self.max_sequence,
+                )
+
+    def _pool(self, epoch: int, step: int, worker: int, num_workers: int) -> Pool:
+        """The step's pool, and the part of it that this worker decodes."""
+        drawn = []
+        for domain, table in enumerate(self.tables):
+            rng = pool_generator(self.order.seed, epoch, step, domain)
+            rows = rng.choice(table.num_items, table.pool_size, replace=False)
+            drawn.append(table.base + rows)
+        shares, mine = (num_workers, worker)
+        if not self.share.replicate_pool:
+            shares, mine = shares * self.share.world_size, self.share.rank * num_workers + worker
+        return Pool(drawn, np.concatenate(drawn)[mine::shares])
+
+    def _lane(self, epoch: int, lane: int, first: int) -> Iterator[RawUser]:
+        for segments, order in self.order.blocks(epoch, lane, first):
+            block = [user for segment in segments for user in self._read(segment)]
+            for index in order:
+                yield block[index]
+
+    def _read(self, segment: Segment) -> Iterator[RawUser]:
+        """The users [start, stop) of a tar, in one pass; items met before `start` are kept, as users may need them."""
+        path = self.tar_paths[segment.domain][segment.tar]
+        items: dict[int, Mapping[str, bytes]] = {}
+        position = 0
+        for sample in tarfile_samples(iter([{"url": path}])):
+            key = sample["__key__"]
+            if key.startswith("i"):
+                items[int(key[1:])] = sample
+                continue
+            if position >= segment.start:
+                user = json.loads(sample["json"])
+                rows = user["items"]
+                yield RawUser(
+                    user=self.user_bases[segment.domain] + user["user"],
+                    domain=segment.domain,
+                    rows=np.asarray(rows, dtype=np.int64),
+                    contents={row: items[row] for row in rows},
+                )
+            position += 1
+            if position == segment.stop:
+                return
+        raise UserError(
+            f"{path} ends after {position} users, its manifest promises {segment.stop} or more: the tar is cut short; "
+            "build the domain again"
+        )
+
+
+class TrainLoader:
+    """UserBatches of one rank, merged from its loader workers; iterating it never ends."""
+
+    def __init__(self, stream: UserStream, num_workers: int, pin_memory: bool) -> None:
+        self._stream = stream
+        self._num_parts = max(num_workers, 1)
+        self._pin_memory = pin_memory
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=2 * stream.share.accumulation if num_workers else None,
+        )
+
+    def __iter__(self) -> Iterator[UserBatch]:
+        # the loader asks its workers in turn, and a worker yields the micro-batches in order, so the next
+        # `num_workers` parts are the shares of one micro-batch
+        for parts in _groups(self._loader, self._num_parts):
+            batch = merge(parts, self._stream.tables, self._stream.preprocessor, self._stream.max_sequence)
+            yield batch.pin_memory() if self._pin_memory else batch
+
+
+def _groups(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+    group = []
+    for part in parts:
+        group.append(part)
+        if len(group) == size:
+            yield group
+            group = []

@@ -1,0 +1,1 @@
+"""Towers, fusion, sequence encoders and the recommender made of them (layer 1)."""

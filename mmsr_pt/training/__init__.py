@@ -1,0 +1,1 @@
+"""Losses, negatives, optimiser groups, the DeepSpeed engine and checkpoints (layer 2)."""

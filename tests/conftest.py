@@ -1,0 +1,49 @@
+"""What the whole suite shares: a small drawn domain, built once for all workers, and the skips for real data."""
+
+import fcntl
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.shards.build import BuildOptions, build_domain
+from mmsr_pt.data.sources.synthetic import Synthetic
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def build_drawn(out: Path, variant: str, num_users: int, items_per_cell: int, num_shards: int = 8) -> Domain:
+    source = Synthetic(variant=variant, num_users=num_users, items_per_cell=items_per_cell)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        return build_domain(source.read(Path(scratch), with_images=True), out, BuildOptions(num_shards=num_shards))
+
+
+@pytest.fixture(scope="session")
+def small_domain(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Domain:
+    """About 150 users and 300 items, drawn; 8 train tars."""
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent  # the directory that all xdist workers share
+    out = root / "small_domain"
+    with (root / "small_domain.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            build_drawn(out, "source", num_users=150, items_per_cell=3)
+    return Domain.load(out)
+
+
+def real_data(name: str) -> Path:
+    """A real dataset beside the project, for tests that can use one."""
+    path = SHARED / "data" / name
+    if not path.is_dir():
+        pytest.skip(f"real data {name} is not there (looked in {path})")
+    return path
+
+
+def real_weights(name: str) -> Path:
+    """Real pretrained weights beside the project, for tests that can use them."""
+    path = SHARED / "weights" / name
+    if not path.is_dir():
+        pytest.skip(f"real weights {name} are not there (looked in {path})")
+    return path

@@ -1,0 +1,156 @@
+"""The stream on real tars: distinct items, the same users on any ranks and workers, negatives that belong to the user."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from mmsr_pt.batch import ImageSpec, UserBatch
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.item_table import ItemTable
+from mmsr_pt.data.order import StreamOrder, choose_lanes
+from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
+from mmsr_pt.data.stream import Share, TrainLoader, UserStream
+
+BATCH = 32
+
+
+def make_order(domains: list[Domain], world_size: int = 1, workers: int = 0) -> StreamOrder:
+    tar_users = tuple(tuple(tar.num_users for tar in domain.train_tars) for domain in domains)
+    lanes = choose_lanes(sum(map(len, tar_users)), BATCH, world_size, workers)
+    return StreamOrder(tar_users, (1.0,) * len(domains), BATCH, lanes, shuffle_buffer=40, seed=5)
+
+
+def batches(
+    domains: list[Domain],
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    accumulation: int = 1,
+    first_step: int = 0,
+    with_negatives: bool = False,
+    image_size: int | None = 16,
+) -> Iterator[UserBatch]:
+    image = None if image_size is None else ImageSpec(image_size, image_size, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    preprocessor = Preprocessor(tokenizer_for("tiny", domains[0].path), image)
+    bases = np.cumsum([0] + [d.num_items for d in domains]).tolist()
+    user_bases = np.cumsum([0] + [d.num_users for d in domains]).tolist()
+    stream = UserStream(
+        order=make_order(domains, world_size, workers),
+        tables=[ItemTable.of(d, base, pool_size=16) for d, base in zip(domains, bases)],
+        tar_paths=[[str(t.path) for t in d.train_tars] for d in domains],
+        user_bases=user_bases[:-1],
+        preprocessor=preprocessor,
+        share=Share(rank, world_size, accumulation, replicate_pool=with_negatives),
+        max_sequence=21,
+        with_negatives=with_negatives,
+        first_step=first_step,
+    )
+    return iter(TrainLoader(stream, workers, pin_memory=False))
+
+
+def by_user(batch: UserBatch) -> dict[int, tuple[list[int], list[int]]]:
+    """user -> (item numbers of the sequence, item numbers of the negatives)."""
+    found = {}
+    for row, user in enumerate(batch.users.tolist()):
+        if user < 0:
+            assert not batch.mask[row].any()
+            continue
+        sequence = batch.items.ids[batch.sequence[row][batch.mask[row]]].tolist()
+        negatives = []
+        if batch.negatives is not None:
+            negatives = batch.items.ids[batch.negatives[row][batch.targets[row]]].tolist()
+        found[user] = (sequence, negatives)
+    return found
+
+
+def steps(domains: list[Domain], world_size: int, workers: int, accumulation: int, count: int, **more: object) -> list:
+    ranks = [
+        batches(domains, rank, world_size, workers, accumulation, **more)  # type: ignore[arg-type]
+        for rank in range(world_size)
+    ]
+    merged = []
+    for _ in range(count):
+        step: dict = {}
+        for rank in ranks:
+            for _ in range(accumulation):
+                step.update(by_user(next(rank)))
+        merged.append(step)
+    return merged
+
+
+def test_an_epoch_shows_every_training_sequence_once(small_domain: Domain) -> None:
+    order = make_order([small_domain])
+    seen: dict[int, list[int]] = {}
+    for step in steps([small_domain], 1, 0, 1, order.steps_per_epoch):
+        for user, (sequence, _) in step.items():
+            assert user not in seen
+            seen[user] = sequence
+    expected = dict(zip(small_domain.eval["user"].to_list(), small_domain.eval["history"].to_list()))
+    assert seen == expected
+
+
+@pytest.mark.parametrize(("world_size", "workers", "accumulation"), [(2, 0, 1), (1, 2, 1), (2, 2, 2), (1, 0, 4)])
+def test_a_step_is_the_same_users_and_negatives_however_it_is_shared_out(
+    small_domain: Domain, world_size: int, workers: int, accumulation: int
+) -> None:
+    count = make_order([small_domain]).steps_per_epoch + 2
+    alone = steps([small_domain], 1, 0, 1, count, with_negatives=True)
+    assert steps([small_domain], world_size, workers, accumulation, count, with_negatives=True) == alone
+
+
+def test_resumed_in_the_middle_of_an_epoch_the_stream_goes_on_where_it_was(small_domain: Domain) -> None:
+    count = make_order([small_domain]).steps_per_epoch + 3
+    whole = steps([small_domain], 1, 0, 1, count, with_negatives=True)
+    assert steps([small_domain], 1, 0, 1, count - 2, with_negatives=True, first_step=2) == whole[2:]
+
+
+def test_items_of_a_batch_are_distinct_and_hold_their_own_content(small_domain: Domain) -> None:
+    batch = next(batches([small_domain], workers=2))
+    ids = batch.items.ids
+    assert len(ids.unique()) == len(ids)
+    preprocessor = Preprocessor(tokenizer_for("tiny", small_domain.path), ImageSpec(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3))
+    rows = ids.tolist()
+    titles = small_domain.titles()
+    direct = preprocessor.item_inputs(
+        ids.numpy(), [titles[row] for row in rows], [small_domain.read_image(row) for row in rows]
+    )
+    assert batch.items.images is not None
+    torch.testing.assert_close(batch.items.images, direct.images)
+    torch.testing.assert_close(batch.items.title_ids, direct.title_ids)
+    torch.testing.assert_close(batch.items.title_mask, direct.title_mask)
+
+
+def test_negatives_are_never_the_users_own_and_come_from_the_pool(small_domain: Domain) -> None:
+    for step in steps([small_domain], 1, 0, 1, 3, with_negatives=True):
+        everyone = {item for _, negatives in step.values() for item in negatives}
+        assert len(everyone) <= 16
+        for sequence, negatives in step.values():
+            assert len(negatives) == len(sequence) - 1
+            assert not set(negatives) & set(sequence)
+
+
+def test_several_domains_keep_their_numbers_and_negatives_apart(small_domain: Domain) -> None:
+    two = [small_domain, small_domain]
+    split = small_domain.num_items
+    domains_met = set()
+    for step in steps(two, 1, 0, 1, 6, with_negatives=True):
+        for user, (sequence, negatives) in step.items():
+            of_second = user >= small_domain.num_users
+            domains_met.add(of_second)
+            assert all((item >= split) == of_second for item in sequence + negatives)
+    assert domains_met == {False, True}
+
+
+def test_rates_are_the_items_share_of_training_interactions_and_of_the_pool(small_domain: Domain) -> None:
+    batch = next(batches([small_domain]))
+    counts = small_domain.items["train_count"].to_numpy()
+    assert batch.occurrence_rate is not None
+    assert batch.pool_rate is not None
+    np.testing.assert_allclose(batch.occurrence_rate.numpy(), counts[batch.items.ids.numpy()] / counts.sum(), rtol=1e-6)
+    np.testing.assert_allclose(batch.pool_rate.numpy(), 16 / small_domain.num_items, rtol=1e-6)
+
+
+def test_content_a_model_does_not_read_is_not_decoded(small_domain: Domain) -> None:
+    assert next(batches([small_domain], image_size=None)).items.images is None

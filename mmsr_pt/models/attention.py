@@ -1,0 +1,83 @@
+"""Self-attention and the block of it that towers, fusions and sequence encoders share.
+
+Shapes: N sequences, S tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (one matrix for queries, keys and values)."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, bias: bool = True) -> None:
+        super().__init__()
+        assert width % num_heads == 0, f"width {width} is not divisible by {num_heads} heads"
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        """[N, S, D] -> [N, S, D]; `mask` [N, 1, 1, S] bool, True where a token may be attended to."""
+        n, s, width = hidden.shape
+        query, key, value = self.qkv(hidden).view(n, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal
+        )
+        return self.out(mixed.transpose(1, 2).reshape(n, s, width))
+
+
+class PostNormBlock(nn.Module):
+    """Self-attention and feed-forward, each LN(x + dropout(f(x))) as in BERT and SASRec."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        dropout: float,
+        activation: Literal["gelu", "relu"] = "gelu",
+        attention_bias: bool = True,
+        norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, num_heads, dropout, attention_bias)
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.inner = nn.Linear(width, 4 * width)
+        self.outer = nn.Linear(4 * width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = F.gelu if activation == "gelu" else F.relu
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """[N, S, D] -> [N, S, D]; `mask` as in SelfAttention."""
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, is_causal)))
+        inner = self.activation(self.inner(hidden))
+        return self.feed_forward_norm(hidden + self.dropout(self.outer(inner)))
+
+
+def init_normal(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation of every Linear and Embedding below `module`: N(0, std), biases 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """The released code's initialisation of every Linear and Embedding below `module`: xavier normal, biases 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.xavier_normal_(part.weight)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, SelfAttention):
+            # three square matrices in one, each initialised by its own size
+            for square in part.qkv.weight.data.chunk(3):
+                nn.init.xavier_normal_(square)

@@ -1,0 +1,1 @@
+"""What any model must beat: scores from counts alone."""

@@ -1,0 +1,196 @@
+"""Text encoders of the transformers library: `hf:NAME_OR_DIR`.
+
+BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and DistilBERT are cut between their blocks. Any other encoder works too, with
+layer groups found by name; it runs as one step, so unless it is frozen as a whole its prefix is the identity.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from mmsr_pt.log import UserError
+from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
+from mmsr_pt.models.whole import WholeTower, drop_unused
+
+log = logging.getLogger(__name__)
+
+_BLOCKS = {
+    "bert": "encoder.layer",
+    "roberta": "encoder.layer",
+    "xlm-roberta": "encoder.layer",
+    "camembert": "encoder.layer",
+    "electra": "encoder.layer",
+    "distilbert": "transformer.layer",
+}
+"""Model type -> where its blocks are, for types whose forward is embeddings, then blocks."""
+
+_NOT_ARCHITECTURE = ("_name_or_path", "dtype", "transformers_version")
+
+
+class BertLikeText(Tower):
+    """An encoder whose forward is embeddings, a projection of them (ELECTRA), then blocks."""
+
+    backbone: Any
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        # nothing reads the pooled first token: as a trained group it would never get a gradient
+        if hasattr(backbone, "pooler"):
+            backbone.pooler = None
+        self.backbone = backbone
+        self.out_dim = backbone.config.hidden_size
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        embeddings = ["backbone.embeddings"]
+        if hasattr(self.backbone, "embeddings_project"):
+            embeddings.append("backbone.embeddings_project")
+        blocks = _BLOCKS[self.backbone.config.model_type]
+        return [Step("embeddings", tuple(embeddings), self._embed)] + [
+            Step(f"{BLOCK}{i}", (f"backbone.{blocks}.{i}",), functools.partial(_run_block, block))
+            for i, block in enumerate(self.backbone.get_submodule(blocks))
+        ]
+
+    def context(self, inputs: Activations) -> Tensor | None:
+        """The library's own mask for its own attention, made once for all blocks."""
+        assert inputs.mask is not None
+        like = torch.empty((), dtype=self.dtype, device=inputs.mask.device).expand(*inputs.mask.shape, 1)
+        return create_bidirectional_mask(self.backbone.config, like, inputs.mask)
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return _config_of(self.backbone)
+
+    def _embed(self, title_ids: Tensor, _: object) -> Tensor:
+        hidden = self.backbone.embeddings(title_ids)
+        return self.backbone.embeddings_project(hidden) if hasattr(self.backbone, "embeddings_project") else hidden
+
+
+def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return block(hidden, mask)
+
+
+class AnyText(WholeTower):
+    """Any other encoder that gives a last hidden state from ids and a mask."""
+
+    bottom = "embeddings"
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__(backbone)
+        ids = torch.ones((1, 4), dtype=torch.int64)
+        self.out_dim = drop_unused(backbone, lambda: self._run_backbone(ids, torch.ones_like(ids, dtype=torch.bool)))
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        return [Step("whole", ("backbone",), self._run_backbone)]
+
+    def context(self, inputs: Activations) -> Tensor | None:
+        """[N, T] bool."""
+        return inputs.mask
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return _config_of(self.backbone)
+
+    def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
+        """(name, block or None for the embeddings) by the longest list of blocks in the module tree."""
+        lists = [(name, part) for name, part in self.backbone.named_modules() if isinstance(part, nn.ModuleList)]
+        where, blocks = max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", []))
+        pattern = re.compile(rf"backbone\.{re.escape(where)}\.(\d+)\.")
+        is_past_blocks = False
+        for name, _ in self.named_parameters():
+            found = pattern.match(name)
+            is_past_blocks |= found is not None
+            if found is not None:
+                yield name, int(found[1])
+            elif is_past_blocks and "embed" not in name:
+                yield name, len(blocks) - 1
+            else:
+                yield name, None
+
+    def _run_backbone(self, title_ids: Tensor, mask: Tensor) -> Tensor:
+        return self.backbone(input_ids=title_ids, attention_mask=mask.long()).last_hidden_state
+
+
+def _config_of(backbone: PreTrainedModel) -> dict[str, Any]:
+    config = backbone.config.to_dict()
+    return {"kind": "hf", "config": {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}}
+
+
+def from_config(config: dict[str, Any]) -> Tower:
+    """The tower of a transformers configuration, with random weights."""
+    made: PretrainedConfig = AutoConfig.for_model(**config)
+    return _wrap(AutoModel.from_config(made, dtype=torch.float32))
+
+
+def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -> Tower:
+    """The tower of a hub name or a directory, its weights in float32 whatever the file holds.
+
+    Raises:
+        UserError: it cannot be had, lacks weights, or does not fit the tokenizer or the length of titles.
+    """
+    path = Path(reference).expanduser()
+    if not path.is_dir() and (path.is_absolute() or reference.startswith(".") or reference.count("/") > 1):
+        raise UserError(f"--text hf:{reference}: there is no such directory; give one with config.json and weights")
+    # one bar for each rank and each load of a second or two
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(reference)
+        if not hasattr(config, "vocab_size"):
+            raise ValueError(f"{config.model_type} is no text encoder")
+        backbone, loading = AutoModel.from_pretrained(
+            reference, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # files and downloads fail in many ways
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--text hf:{reference} could not be loaded ({reason}): give a hub name that can be downloaded, or a "
+            "directory with config.json and model.safetensors"
+        ) from error
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"--text hf:{reference} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
+            "it is a checkpoint of another model"
+        )
+    if vocab_size is not None and vocab_size > config.vocab_size:
+        raise UserError(
+            f"--text hf:{reference} knows {config.vocab_size} tokens, its tokenizer has {vocab_size}: their files do "
+            "not belong together"
+        )
+    tower = _wrap(backbone)
+    longest = _longest_title(config)
+    if longest is not None and title_tokens > longest:
+        raise UserError(f"--title_tokens {title_tokens}: hf:{reference} reads at most {longest}")
+    return tower
+
+
+def _longest_title(config: PretrainedConfig) -> int | None:
+    """Tokens that the learned positions reach; None where there is no such limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or config.model_type not in _BLOCKS:
+        return None
+    # RoBERTa's family counts positions from behind the padding id
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return positions - offset
+
+
+def _wrap(backbone: PreTrainedModel) -> Tower:
+    config = backbone.config
+    if config.is_encoder_decoder:
+        backbone = backbone.get_encoder()
+    if config.model_type in _BLOCKS and not getattr(config, "is_decoder", False):
+        return BertLikeText(backbone)
+    log.info("%s runs as one piece: no part of it can be cached unless it is frozen", config.model_type)
+    return AnyText(backbone)

@@ -1,0 +1,191 @@
+"""Item encoders: what an item is to the recommender, from its content or from its number.
+
+Shapes: N items, T text tokens, V vision tokens, d a tower's width, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mmsr_pt.batch import ImageSpec, ItemInputs
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
+from mmsr_pt.models.layer_groups import Kind, LayerGroup
+from mmsr_pt.models.text import build_text_tower, text_tower_from_config
+from mmsr_pt.models.tower import Activations, Tower
+from mmsr_pt.models.vision import VisionTower, build_vision_tower, vision_tower_from_config
+
+
+class ItemActivations(NamedTuple):
+    """What the frozen bottoms of the towers make of N items: the part that a cache may keep, item by item."""
+
+    text: Activations | None = None
+    vision: Activations | None = None
+    ids: Tensor | None = None
+    """[N] int64 item numbers, where the encoder knows items by number."""
+
+
+class ItemEncoder(nn.Module):
+    """Items to vectors, cut into a frozen prefix and a trained suffix."""
+
+    image_spec: ImageSpec | None = None
+    """What images must look like; None where they are not read."""
+
+    def config(self) -> dict[str, Any]:
+        """JSON from which the same architecture is built again without the towers' original files."""
+        raise NotImplementedError
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Ordered, complete partition of the parameters, named from this module."""
+        raise NotImplementedError
+
+    def prefix(self, items: ItemInputs) -> ItemActivations:
+        """The frozen part: the same for an item at every step of training."""
+        raise NotImplementedError
+
+    def suffix(self, activations: ItemActivations) -> Tensor:
+        """The trained part: [N, D]."""
+        raise NotImplementedError
+
+    def forward(self, items: ItemInputs) -> Tensor:
+        """[N, D]."""
+        return self.suffix(self.prefix(items))
+
+
+class ContentItemEncoder(ItemEncoder):
+    """Titles, images or both: towers, a projection of their tokens to the width D, then fusion or a plain mean."""
+
+    def __init__(self, text: Tower | None, vision: VisionTower | None, fusion: Fusion | None, width: int) -> None:
+        super().__init__()
+        assert (fusion is not None) == (text is not None and vision is not None)
+        self.text, self.vision, self.fusion = text, vision, fusion
+        self.text_projection = None if text is None else _projection(text.out_dim, width)
+        self.vision_projection = None if vision is None else _projection(vision.out_dim, width)
+        self.image_spec = None if vision is None else vision.image_spec
+
+    def config(self) -> dict[str, Any]:
+        """See ItemEncoder."""
+        return {
+            "text": None if self.text is None else self.text.config(),
+            "vision": None if self.vision is None else self.vision.config(),
+        }
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """See ItemEncoder."""
+        groups: list[LayerGroup] = []
+        for kind, tower in (("text", self.text), ("vision", self.vision)):
+            if tower is not None:
+                rate: Kind = kind if tower.pretrained else "rest"  # type: ignore[assignment]
+                for group, names in tower.layer_groups().items():
+                    inside = tuple(f"{kind}.{name}" for name in names)
+                    groups.append(LayerGroup(f"{kind}.{group}", rate, inside, group in tower.trained_groups))
+        for child in ("text_projection", "vision_projection", "fusion"):
+            module = getattr(self, child)
+            if module is not None:
+                groups.append(rest_group(child, module))
+        return groups
+
+    def prefix(self, items: ItemInputs) -> ItemActivations:
+        """See ItemEncoder."""
+        text = vision = None
+        if self.text is not None:
+            assert items.title_ids is not None
+            text = self.text.prefix(Activations(items.title_ids, items.title_mask))
+        if self.vision is not None:
+            assert items.images is not None
+            vision = self.vision.prefix(Activations(items.images))
+        return ItemActivations(text=text, vision=vision)
+
+    def suffix(self, activations: ItemActivations) -> Tensor:
+        """See ItemEncoder."""
+        text = vision = mask = None
+        if self.text is not None and self.text_projection is not None:
+            assert activations.text is not None
+            tokens, mask = self.text.suffix(activations.text)
+            text = self.text_projection(tokens)
+        if self.vision is not None and self.vision_projection is not None:
+            assert activations.vision is not None
+            vision = self.vision_projection(self.vision.suffix(activations.vision).hidden)
+        if self.fusion is not None:
+            return self.fusion(text, mask, vision)
+        if text is not None:
+            assert mask is not None
+            return masked_mean(text, mask)
+        assert vision is not None
+        return vision.mean(dim=1)
+
+
+class IdItemEncoder(ItemEncoder):
+    """IDSR: a learned vector for each item of one catalogue: it means nothing in another, so it never transfers."""
+
+    def __init__(self, num_items: int, width: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(num_items, width)
+        nn.init.xavier_normal_(self.items.weight)
+
+    def config(self) -> dict[str, Any]:
+        """See ItemEncoder."""
+        return {"num_items": self.items.num_embeddings}
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """See ItemEncoder."""
+        return [rest_group("items", self.items)]
+
+    def prefix(self, items: ItemInputs) -> ItemActivations:
+        """See ItemEncoder."""
+        return ItemActivations(ids=items.ids)
+
+    def suffix(self, activations: ItemActivations) -> Tensor:
+        """See ItemEncoder."""
+        assert activations.ids is not None
+        return self.items(activations.ids)
+
+
+def rest_group(name: str, module: nn.Module) -> LayerGroup:
+    """The group of all parameters of the child called `name`, which trains from random weights."""
+    return LayerGroup(name, "rest", tuple(f"{name}.{inside}" for inside, _ in module.named_parameters()), True)
+
+
+def _projection(in_dim: int, width: int) -> nn.Linear:
+    projection = nn.Linear(in_dim, width)
+    nn.init.xavier_normal_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
+def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: int | None) -> ItemEncoder:
+    """A fresh item encoder with its towers' pretrained weights.
+
+    Args:
+        config: which parts.
+        vocab_size: of the tokenizer, where titles are read.
+        num_items: of the catalogue, where items are known by number.
+    """
+    if config.item == "id":
+        assert num_items is not None, "an ID model needs the number of items"
+        return IdItemEncoder(num_items, config.width)
+    # named before anything is loaded: a mistyped fusion shows at once
+    fusion = fusions[config.fusion]
+    text = build_text_tower(config.text, vocab_size, config.title_tokens)
+    return _assemble(config, text, build_vision_tower(config.vision), fusion)
+
+
+def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> ItemEncoder:
+    """The item encoder that `ItemEncoder.config` described, with weights yet to be loaded."""
+    if config.item == "id":
+        return IdItemEncoder(saved["num_items"], config.width)
+    text = None if saved["text"] is None else text_tower_from_config(saved["text"])
+    vision = None if saved["vision"] is None else vision_tower_from_config(saved["vision"])
+    return _assemble(config, text, vision, fusions[config.fusion])
+
+
+def _assemble(
+    config: ModelConfig, text: Tower | None, vision: VisionTower | None, fusion: type[Fusion]
+) -> ContentItemEncoder:
+    for tower, policy in ((text, config.text_tune), (vision, config.vision_tune)):
+        if tower is not None:
+            tower.tune(policy)
+    fused = fusion.from_config(config) if text is not None and vision is not None else None
+    return ContentItemEncoder(text, vision, fused, config.width)

@@ -1,0 +1,186 @@
+"""The recommender: an item encoder and a sequence encoder, saved and loaded as one strict bundle.
+
+Shapes: B users, L positions, N = C items, M users or positions, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
+from torch import Tensor, nn
+
+from mmsr_pt.batch import ImageSpec, ItemInputs
+from mmsr_pt.config import ModelConfig, from_dict
+from mmsr_pt.models import bundle
+from mmsr_pt.models.item_encoder import ItemEncoder, build_item_encoder, item_encoder_from_config, rest_group
+from mmsr_pt.models.layer_groups import LayerGroup
+from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
+
+COSINE_TEMPERATURE = 0.07
+"""Divides cosines: what contrastive models of text and image settle at."""
+
+
+class MMSRModel(nn.Module, ModelHubMixin):
+    """Scores items behind histories: score = `score_scale` * <user vector, item vector>."""
+
+    def __init__(self, config: ModelConfig, item_encoder: ItemEncoder, sequence_encoder: SequenceEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.item_encoder = item_encoder
+        self.sequence_encoder = sequence_encoder
+        self.trained_on: list[dict[str, str]] = []
+        if config.dropout == 0:
+            _without_dropout(self)
+
+    @classmethod
+    def build(cls, config: ModelConfig, vocab_size: int | None = None, num_items: int | None = None) -> MMSRModel:
+        """A fresh model on the CPU in float32, its pretrained towers loaded.
+
+        Args:
+            config: which parts, and how large.
+            vocab_size: of the tokenizer, where titles are read.
+            num_items: of the catalogue, for `--item id`.
+
+        Raises:
+            UserError: an unknown part, or weights that cannot be had.
+        """
+        sequence_encoder = sequence_encoders[config.sequence]
+        item_encoder = build_item_encoder(config, vocab_size, num_items)
+        # towers come in evaluation mode from their libraries
+        return cls(config, item_encoder, sequence_encoder.from_config(config)).train()
+
+    @property
+    def image_spec(self) -> ImageSpec | None:
+        """What images must look like; None where they are not read."""
+        return self.item_encoder.image_spec
+
+    @property
+    def score_scale(self) -> float:
+        """What the inner product of a user and an item vector is multiplied by."""
+        return {"scaled": self.config.width**-0.5, "dot": 1.0, "cosine": 1 / COSINE_TEMPERATURE}[self.config.score]
+
+    def encode_items(self, items: ItemInputs) -> Tensor:
+        """[N, D]; of length 1 where scores are cosines."""
+        return self._finish(self.item_encoder(items))
+
+    def encode_users(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """What to score next items with.
+
+        Args:
+            vectors: [B, L, D] from `encode_items`, oldest first, real ones left.
+            mask: [B, L] bool.
+
+        Returns:
+            [B, L, D]; the output at a position scores the item after it. Values at padding have no meaning.
+        """
+        if self.config.score == "cosine":
+            # back from length 1 to entries of size 1, the size at which positions are added
+            vectors = vectors * self.config.width**0.5
+        return self._finish(self.sequence_encoder(vectors, mask))
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Every user with every item: [M, D], [C, D] -> [M, C], in their dtype."""
+        return (self.score_scale * users) @ items.T
+
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Each user with the item in the same row: [M, D], [M, D] -> [M] float32."""
+        return self.score_scale * (users.float() * items.float()).sum(dim=-1)
+
+    def forward(self, items: ItemInputs, sequence: Tensor, mask: Tensor) -> Tensor:
+        """User vectors [B, L, D] from items and `sequence` [B, L] int64, the index of each position's item."""
+        return self.encode_users(F.embedding(sequence, self.encode_items(items)), mask)
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Ordered, complete partition of the parameters."""
+        groups = [
+            dataclasses.replace(group, parameters=tuple(f"item_encoder.{name}" for name in group.parameters))
+            for group in self.item_encoder.layer_groups()
+        ]
+        return [*groups, rest_group("sequence_encoder", self.sequence_encoder)]
+
+    def _finish(self, vectors: Tensor) -> Tensor:
+        if self.config.score != "cosine":
+            return vectors
+        return F.normalize(vectors.float(), dim=-1).to(vectors.dtype)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: Path | str,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        trained_on: Sequence[Mapping[str, str]] | None = None,
+        config: None = None,
+        model_card_kwargs: None = None,
+    ) -> None:
+        """Writes config.json and model.safetensors; preprocessing files are written beside them by their owner.
+
+        Args:
+            save_directory: made if it is not there.
+            state_dict: the weights, where they are not in this module (ZeRO-3).
+            trained_on: name and fingerprint of each domain; none given: those it was loaded with.
+            config: only there because `push_to_hub` passes it on: the model writes its own.
+            model_card_kwargs: likewise.
+        """
+        assert config is None, "the model writes its own config.json"
+        assert model_card_kwargs is None, "the card is written beside the model, not by it"
+        described = {
+            "model": dataclasses.asdict(self.config),
+            "item_encoder": self.item_encoder.config(),
+            "trained_on": [dict(domain) for domain in (self.trained_on if trained_on is None else trained_on)],
+        }
+        bundle.write(Path(save_directory), described, self.state_dict() if state_dict is None else state_dict)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        directory_or_id: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+    ) -> MMSRModel:
+        """The model of a bundle, on the CPU in float32 and in evaluation mode; its towers need no file of their own.
+
+        Args:
+            directory_or_id: a bundle's directory, else a hub id; the other arguments are for the hub.
+            revision: branch, tag or commit.
+            token: the hub's; none given: the one of `hf auth login` or HF_TOKEN.
+            cache_dir: where downloads are kept.
+            local_files_only: look into the cache only.
+
+        Raises:
+            UserError: no bundle, one of another format, or weights of another model.
+        """
+        directory = Path(directory_or_id)
+        if not directory.is_dir() and isinstance(directory_or_id, str):
+            downloaded = snapshot_download(
+                directory_or_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+            directory = Path(downloaded)
+        saved = bundle.read_config(directory)
+        config = from_dict(ModelConfig, saved["model"], str(directory / bundle.CONFIG_FILE))
+        item_encoder = item_encoder_from_config(config, saved["item_encoder"])
+        model = cls(config, item_encoder, sequence_encoders[config.sequence].from_config(config))
+        bundle.load_weights(directory, model)
+        model.trained_on = saved["trained_on"]
+        return model.eval()
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """`--dropout 0` turns off the towers' own dropout too; else pretrained towers keep that of their configuration."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
+            module.p = 0.0
+        # timm drops whole paths; some attention modules keep their rate as a plain number
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "drop_prob"):
+                setattr(module, name, 0.0)

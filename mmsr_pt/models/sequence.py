@@ -1,0 +1,67 @@
+"""Sequence encoders by name: item vectors of a history in, at each position a vector that scores the next item out.
+
+Shapes: B users, L positions, D width. Real positions stand left, padding right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.models.attention import PostNormBlock, init_xavier
+from mmsr_pt.registry import Registry
+
+
+class SequenceEncoder(nn.Module):
+    """Reads a history from the left; neither padding nor what comes later changes a valid output."""
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> SequenceEncoder:
+        """A new one, of the sizes that the configuration asks for."""
+        raise NotImplementedError
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D], [B, L] bool -> [B, L, D]; values at padding have no meaning."""
+        raise NotImplementedError
+
+
+sequence_encoders: Registry[type[SequenceEncoder]] = Registry("sequence encoder")
+
+
+@sequence_encoders.register("sasrec")
+class SASRec(SequenceEncoder):
+    """SASRec (Kang & McAuley 2018) as in the released code: learned positions and causal post-norm blocks.
+
+    Positions count from the end, so the newest item always stands at the last one: what left padding gives in the
+    paper. With padding on the right a causal mask alone keeps it away from every valid position.
+    """
+
+    def __init__(self, width: int, max_history: int, num_layers: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.max_history = max_history
+        self.positions = nn.Embedding(max_history, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            PostNormBlock(width, num_heads, dropout, activation="relu", attention_bias=False, norm_eps=1e-6)
+            for _ in range(num_layers)
+        )
+        init_xavier(self)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> SequenceEncoder:
+        """See SequenceEncoder."""
+        return cls(config.width, config.max_history, config.sequence_layers, config.sequence_heads, config.dropout)
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """See SequenceEncoder."""
+        length = vectors.shape[1]
+        assert length <= self.max_history, f"{length} positions, at most {self.max_history} are known"
+        from_left = torch.arange(length, device=mask.device)
+        positions = from_left - mask.sum(dim=1, keepdim=True) + self.max_history
+        # padding points behind the end: any position will do, as nothing valid looks there
+        hidden = self.dropout(self.norm(vectors + self.positions(positions.clamp(max=self.max_history - 1))))
+        for block in self.blocks:
+            hidden = block(hidden, is_causal=True)
+        return hidden

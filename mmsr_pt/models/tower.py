@@ -1,0 +1,180 @@
+"""What every tower is: an ordered list of named steps, from which forward, layer groups and the cut all follow.
+
+Freezing goes by group name, never by parameter index. The steps of frozen groups at the bottom form the prefix: it runs
+in evaluation mode without gradients, so its output belongs to the item and can be kept; the rest is the suffix.
+
+Every parameter is read inside the forward of the module that owns it, called as a module: ZeRO-3 gathers it there.
+
+Shapes: N items, T text tokens, V vision tokens, d the tower's width.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_pt.log import UserError
+
+log = logging.getLogger(__name__)
+
+BLOCK = "block."
+"""Names of groups that `top:K` counts start with this."""
+
+
+class Activations(NamedTuple):
+    """What goes into a tower, through it, and out of it; first dimension N, so a cache can keep it item by item."""
+
+    hidden: Tensor
+    """In: [N, T] int64 title ids or [N, 3, H, W] uint8 images; out: [N, T, d] or [N, V, d] float."""
+    mask: Tensor | None = None
+    """[N, T] bool, True where a text token is real; None for images."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stretch of a tower's forward pass that is frozen or trained as one."""
+
+    group: str
+    """Layer group: the bottom one (embeddings or stem) or block.<i>; steps of one group follow each other."""
+    parts: tuple[str, ...]
+    """Dotted names, from the tower, of the modules and parameters that the step uses."""
+    run: Callable[[Tensor, Any], Tensor]
+    """(hidden, the tower's context) -> hidden."""
+
+
+class Tower(nn.Module):
+    """Turns the text or the image of an item into tokens."""
+
+    out_dim: int
+    """d: width of the tokens."""
+    pretrained: bool = True
+    """False: starts from random weights, so it always trains in full and at the rate of the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trained_groups: frozenset[str] | None = None
+
+    def steps(self) -> list[Step]:
+        """The whole forward pass in order."""
+        raise NotImplementedError
+
+    def context(self, inputs: Activations) -> Any:
+        """What all steps share besides the hidden state, such as an attention mask."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """JSON from which the same architecture is built again without its original files."""
+        raise NotImplementedError
+
+    def layer_groups(self) -> dict[str, list[str]]:
+        """Ordered, complete partition of the parameters: group -> names as in `named_parameters`."""
+        part_of = {part: step.group for step in self.steps() for part in step.parts}
+        groups: dict[str, list[str]] = {step.group: [] for step in self.steps()}
+        for name, _ in self.named_parameters():
+            owners = [group for part, group in part_of.items() if name == part or name.startswith(part + ".")]
+            assert len(owners) == 1, f"{type(self).__name__}: {name} belongs to {owners or 'no step'}"
+            groups[owners[0]].append(name)
+        return groups
+
+    @property
+    def trained_groups(self) -> frozenset[str]:
+        """Names of the groups that train."""
+        return frozenset(self.layer_groups()) if self._trained_groups is None else self._trained_groups
+
+    def tune(self, policy: str) -> None:
+        """Decides what trains.
+
+        Args:
+            policy: `top:K` (the last K blocks), `full` or `frozen`; a tower that is not pretrained trains in full.
+
+        Raises:
+            UserError: another word.
+        """
+        groups = list(self.layer_groups())
+        trained = _trained_by(policy, groups)
+        self._trained_groups = frozenset(trained if self.pretrained else groups)
+        for group, names in self.layer_groups().items():
+            for name in names:
+                self.get_parameter(name).requires_grad_(group in self._trained_groups)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Tower:
+        """As in torch, but frozen parts stay in evaluation mode and so does every BatchNorm.
+
+        A frozen block that still drops out has no reusable output; a BatchNorm that looks at its batch makes an item's
+        vector depend on the other items and on the number of ranks. Its affine weights train all the same.
+        """
+        super().train(mode)
+        if mode:
+            for step in self.steps()[: self._num_prefix_steps()]:
+                for part in step.parts:
+                    module = _find(self, part)
+                    if isinstance(module, nn.Module):
+                        module.eval()
+            for module in self.modules():
+                parameters = list(module.parameters())
+                is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+                if is_frozen or isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _num_prefix_steps(self) -> int:
+        steps = self.steps()
+        trained = self.trained_groups
+        return next((i for i, step in enumerate(steps) if step.group in trained), len(steps))
+
+    def prefix(self, inputs: Activations) -> Activations:
+        """The frozen steps: the same for an item at every step of training."""
+        steps = self.steps()[: self._num_prefix_steps()]
+        if not steps:
+            return inputs
+        with torch.no_grad():
+            return self._run(steps, inputs)
+
+    def suffix(self, activations: Activations) -> Activations:
+        """The trained steps: [N, T, d] with its mask, or [N, V, d]."""
+        return self._run(self.steps()[self._num_prefix_steps() :], activations)
+
+    def forward(self, inputs: Activations) -> Activations:
+        """Tokens [N, T, d] with their mask from title ids, or [N, V, d] from images."""
+        return self.suffix(self.prefix(inputs))
+
+    def _run(self, steps: Sequence[Step], inputs: Activations) -> Activations:
+        context, hidden = self.context(inputs), inputs.hidden
+        for step in steps:
+            hidden = step.run(hidden, context)
+        return Activations(hidden, inputs.mask)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, in which the tower computes."""
+        return next(self.parameters()).dtype
+
+
+def _find(root: nn.Module, dotted: str) -> object:
+    found: object = root
+    for name in dotted.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
+    """The groups that a tuning policy trains."""
+    if policy == "full":
+        return list(groups)
+    if policy == "frozen":
+        return []
+    top = re.fullmatch(r"top:(\d+)", policy)
+    if top is None or int(top[1]) == 0:
+        raise UserError(f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full or frozen")
+    blocks = [group for group in groups if group.startswith(BLOCK)]
+    if int(top[1]) > len(blocks):
+        log.info("tuning %s of a tower with %d blocks: all of it trains", policy, len(blocks))
+        return list(groups)
+    return blocks[-int(top[1]) :]

@@ -1,0 +1,141 @@
+"""Vision towers by name: `tiny`, `timm:NAME`, `timm:local-dir:DIR`; uint8 images in, tokens out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsr_pt.batch import ImageSpec
+from mmsr_pt.log import UserError
+from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
+from mmsr_pt.registry import unknown_name
+
+
+class VisionTower(Tower):
+    """A tower over images; it knows what they must look like and scales and normalises them itself."""
+
+    image_spec: ImageSpec
+    """Pictures are resized straight to this size, without a crop, as in the paper: nothing of an item is cut off."""
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] uint8 -> the same normalised, in the dtype of the weights, channels last in memory."""
+        # made anew from Python floats: a non-persistent buffer would come back from a checkpoint as garbage
+        mean, std = images.new_tensor((self.image_spec.mean, self.image_spec.std), dtype=self.dtype)
+        scaled = images.to(self.dtype, memory_format=torch.channels_last)
+        return scaled.mul_((1 / 255 / std)[:, None, None]).sub_((mean / std)[:, None, None])
+
+    def _run(self, steps: Sequence[Step], inputs: Activations) -> Activations:
+        # DeepSpeed's bf16 casts weights and leaves buffers: BatchNorm and Swin's masks want one dtype for both
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point() and buffer.dtype != self.dtype:
+                    setattr(module, name, buffer.to(self.dtype))
+        return super()._run(steps, inputs)
+
+
+class TinyVision(VisionTower):
+    """A small untrained convolutional net without BatchNorm: 64 px to a 4 x 4 grid, for tests, demos and drawings."""
+
+    pretrained = False
+    image_spec = ImageSpec(64, 64, "bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.out_dim = width
+        # two small convolutions: one of 6 x 6 needs twice the steps to tell shapes apart
+        self.stem = nn.Sequential(_Convolution(3, width // 8, stride=2), _Convolution(width // 8, width // 4, stride=2))
+        self.blocks = nn.ModuleList([_TinyBlock(width // 4, width // 2), _TinyBlock(width // 2, width)])
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        steps = [Step("stem", ("stem",), self._stem)]
+        for i, block in enumerate(self.blocks):
+            steps.append(Step(f"{BLOCK}{i}", (f"blocks.{i}",), functools.partial(_run_block, block)))
+        return [*steps, Step(steps[-1].group, (), grid_to_tokens)]
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return {"kind": "tiny"}
+
+    def _stem(self, images: Tensor, _: object) -> Tensor:
+        return self.stem(self.pixels(images))
+
+
+class _Convolution(nn.Module):
+    """A convolution, normalised by groups of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.norm = nn.GroupNorm(8, out_channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.convolution(hidden)))
+
+
+class _TinyBlock(nn.Module):
+    """Halves the grid, then adds what a convolution on the small grid sees."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.down = _Convolution(in_channels, out_channels, stride=2)
+        self.look = _Convolution(out_channels, out_channels, stride=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.down(hidden)
+        return hidden + self.look(hidden)
+
+
+def _run_block(block: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return block(hidden)
+
+
+def grid_to_tokens(hidden: Tensor, _: object = None) -> Tensor:
+    """[N, C, H, W] -> [N, H * W, C]."""
+    return hidden.flatten(2).transpose(1, 2)
+
+
+def build_vision_tower(name: str) -> VisionTower | None:
+    """The vision tower called `name` with its pretrained weights; None for `none`.
+
+    Args:
+        name: tiny, timm:NAME, timm:local-dir:DIR or none.
+
+    Raises:
+        UserError: unknown name, or weights that cannot be had.
+    """
+    if name == "none":
+        return None
+    if name == "tiny":
+        return TinyVision()
+    kind, _, reference = name.partition(":")
+    if kind == "timm" and reference:
+        from mmsr_pt.models.timm_vision import load_pretrained
+
+        return load_pretrained(reference)
+    if kind == "local-dir" and reference:
+        raise UserError(f"--vision {name} has no prefix: write timm:{name}")
+    if kind != "timm" and ":" not in name:
+        from timm.models import is_model, split_model_name_tag
+
+        if is_model(split_model_name_tag(name)[0]):
+            raise UserError(f"--vision {name} has no prefix: write timm:{name}")
+        if "/" in name:
+            raise UserError(f"--vision {name} has no prefix: write timm:local-dir:{name} for a directory")
+    raise unknown_name("vision tower", name, ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "none"))
+
+
+def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
+    """The tower that `Tower.config` described, with weights yet to be loaded; needs no file and no network."""
+    if config["kind"] == "tiny":
+        return TinyVision()
+    if config["kind"] == "timm":
+        from mmsr_pt.models.timm_vision import from_config
+
+        return from_config(config)
+    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm"))

@@ -1,0 +1,107 @@
+"""Small towers of every kind, random weights, no download: what the generic tests run over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+    T5Config,
+    XLMRobertaConfig,
+)
+
+from mmsr_pt.models.text import TinyText, text_tower_from_config
+from mmsr_pt.models.tower import Activations, Tower
+from mmsr_pt.models.vision import TinyVision, VisionTower, vision_tower_from_config
+
+VOCAB = 60
+
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 30,
+}
+HF_CONFIGS = {
+    "bert": BertConfig(**_SIZES),
+    "roberta": RobertaConfig(**_SIZES),
+    "xlm-roberta": XLMRobertaConfig(**_SIZES),
+    "electra": ElectraConfig(**_SIZES, embedding_size=8),
+    "distilbert": DistilBertConfig(vocab_size=VOCAB, dim=16, n_layers=3, n_heads=2, hidden_dim=32),
+    # the rest run as one step
+    "albert": AlbertConfig(**_SIZES, embedding_size=8),
+    "deberta-v2": DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
+    "t5": T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2),
+}
+TIMM_STEPPED = {
+    "test_vit": {},
+    "test_vit3": {},  # norms before the blocks, register tokens
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": [1, 1, 2]},
+    "test_efficientnet": {},
+    "tf_efficientnet_lite0": {},
+    "test_resnet": {},
+    "test_convnext": {},
+}
+TIMM_WHOLE = {"test_mambaout": {}, "test_nfnet": {}}
+
+
+def hf_tower(kind: str) -> Tower:
+    return text_tower_from_config({"kind": "hf", "config": HF_CONFIGS[kind].to_dict()})
+
+
+def timm_tower(name: str) -> VisionTower:
+    args = {**TIMM_STEPPED, **TIMM_WHOLE}[name]
+    cfg = {} if name.startswith("test_") else {"input_size": [3, 64, 64]}
+    return vision_tower_from_config({"kind": "timm", "architecture": name, "model_args": args, "pretrained_cfg": cfg})
+
+
+TEXT: dict[str, Callable[[], Tower]] = {"tiny": lambda: TinyText(VOCAB)}
+TEXT |= {kind: (lambda kind=kind: hf_tower(kind)) for kind in HF_CONFIGS}
+VISION: dict[str, Callable[[], VisionTower]] = {"tiny": TinyVision}
+VISION |= {name: (lambda name=name: timm_tower(name)) for name in {**TIMM_STEPPED, **TIMM_WHOLE}}
+
+
+def make(modality: str, name: str, seed: int = 0) -> Tower:
+    """A tower whose weights are not those of a fresh one, so that biases and norms matter in every comparison."""
+    torch.manual_seed(seed)
+    tower = {"text": TEXT, "vision": VISION}[modality][name]()
+    perturb(tower)
+    return tower
+
+
+def perturb(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def titles(lengths: list[int], padded_to: int, pad_id: int = 0) -> Activations:
+    """Random titles; the same lengths give the same tokens whatever the padding."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.full((len(lengths), padded_to), pad_id)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(5, VOCAB, (length,), generator=generator)
+    return Activations(ids, torch.arange(padded_to) < torch.tensor(lengths)[:, None])
+
+
+def pictures(tower: VisionTower, number: int) -> Activations:
+    size = (number, 3, tower.image_spec.height, tower.image_spec.width)
+    return Activations(torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)))
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Over all entries at once: random weights blow the rounding of single ones up through the layers."""
+    return (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
+
+
+def inputs_for(tower: Tower) -> Activations:
+    return pictures(tower, 3) if isinstance(tower, VisionTower) else titles([6, 2, 1], padded_to=6)

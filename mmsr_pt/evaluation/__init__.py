@@ -1,0 +1,1 @@
+"""Full-catalogue ranking, its metrics and its slices (layer 2)."""

@@ -1,0 +1,180 @@
+"""Evaluates a model and the two lines it must beat on the same users, as the `eval` lines of metrics.jsonl.
+
+Shapes: U users, L positions, N items of the catalogue, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmsr_pt.batch import ItemInputs
+from mmsr_pt.evaluation.cases import Cases, Split, leave_one_out, pad_rows
+from mmsr_pt.evaluation.metrics import mean_metrics
+from mmsr_pt.evaluation.processes import Portion, processes
+from mmsr_pt.evaluation.ranking import Scorer, rank_targets
+from mmsr_pt.evaluation.slices import SLICES
+from mmsr_pt.models.baselines.popularity import Popularity
+from mmsr_pt.models.baselines.transitions import Transitions
+
+if TYPE_CHECKING:
+    from mmsr_pt.data.domain import Domain
+    from mmsr_pt.models.recommender import MMSRModel
+
+log = logging.getLogger(__name__)
+
+ItemSource = Callable[[range, int], Iterator[ItemInputs]]
+"""(catalogue rows, batch size) -> those items in that order, in batches of that size; only the last may be smaller."""
+
+
+@dataclass(frozen=True)
+class EvalLine:
+    """One `eval` line: a model on a slice of a split's users."""
+
+    step: int
+    split: Split
+    model: str
+    slice: str
+    users: int
+    metrics: dict[str, float]
+    """HR@k, NDCG@k and MRR as fractions."""
+    seconds: float
+    """What this model took for this split, its share of the catalogue's encoding included."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line as it stands in metrics.jsonl."""
+        return {
+            "event": "eval",
+            "step": self.step,
+            "split": self.split,
+            "model": self.model,
+            "slice": self.slice,
+            "users": self.users,
+            **self.metrics,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@torch.no_grad()
+def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch_size: int) -> Tensor:
+    """Every item's vector, each encoded once, the work split over the processes. Collective: same arguments on all.
+
+    Args:
+        model: in evaluation mode, on this process's device; `encode_items` is called equally often on every process.
+        source: where this process's share of the items comes from.
+        num_items: N.
+        batch_size: items encoded at once; the batches' bounds do not depend on the number of processes.
+
+    Returns:
+        [N, D] in the model's dtype, on every process.
+    """
+    # no_grad and not inference_mode: parameters that ZeRO-3 gathers inside it could not be trained any more
+    device = processes().device
+    portion = Portion(num_items, batch_size)
+    vectors = []
+    for batch in source(portion.work, portion.chunk):
+        vectors.append(model.encode_items(batch.to(device)))
+    for _ in range(portion.num_calls - len(vectors)):
+        model.encode_items(batch.to(device))
+    return portion.gathered(vectors)
+
+
+class CatalogueScorer:
+    """Scores a catalogue by the inner product with the user vector at the last position of the history."""
+
+    def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
+        """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`."""
+        self._model = model
+        self._catalogue = catalogue
+        self._columns = catalogue.float().T
+
+    def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
+        """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] float32, without the model's scale."""
+        outputs = self._model.encode_users(self._catalogue[history], mask)
+        last = mask.sum(dim=1) - 1
+        users = outputs[torch.arange(len(outputs), device=outputs.device), last]
+        return users.float() @ self._columns
+
+
+def evaluate(
+    model: MMSRModel,
+    domain: Domain,
+    source: ItemSource,
+    splits: Sequence[Split],
+    batch_size: int,
+    step: int = 0,
+    name: str = "mmsr",
+) -> list[EvalLine]:
+    """The model on every slice of each split; the catalogue is encoded once for all. Collective.
+
+    Args:
+        model: on this process's device; it leaves in the mode, training or evaluation, in which it came.
+        domain: whose users and catalogue.
+        source: the catalogue's content as this model wants it.
+        splits: `valid`, `test` or both.
+        batch_size: items encoded at once.
+        step: optimizer step of the model, for the lines.
+        name: what the lines call the model.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        start = time.perf_counter()
+        scorer = CatalogueScorer(model, encode_catalogue(model, source, domain.num_items, batch_size))
+        share = (time.perf_counter() - start) / len(splits)
+        return _lines(scorer, domain, splits, model.config.max_history, step, name, share)
+    finally:
+        model.train(was_training)
+
+
+def evaluate_baselines(domain: Domain, splits: Sequence[Split], step: int = 0) -> list[EvalLine]:
+    """Popularity and last-item transitions on the same users; counts come from the training part only. Collective."""
+    device = processes().device
+    train_count = _train_count(domain).to(device)
+    sequences, mask = pad_rows(domain.eval["history"])
+    start = time.perf_counter()
+    baselines: dict[str, Scorer] = {"popularity": Popularity(train_count)}
+    baselines["transitions"] = Transitions(sequences.to(device), mask.to(device), train_count)
+    share = (time.perf_counter() - start) / (len(baselines) * len(splits))
+    lines = [_lines(scorer, domain, splits, 1, step, name, share) for name, scorer in baselines.items()]
+    return [line for of_one in lines for line in of_one]
+
+
+def _lines(
+    scorer: Scorer,
+    domain: Domain,
+    splits: Iterable[Split],
+    max_history: int,
+    step: int,
+    name: str,
+    seconds_before: float,
+) -> list[EvalLine]:
+    lines = []
+    for split in splits:
+        start = time.perf_counter()
+        cases = leave_one_out(domain, split, max_history)
+        ranks = rank_targets(scorer, cases, domain.num_items).cpu()
+        seconds = seconds_before + time.perf_counter() - start
+        for slice_name, users, metrics in sliced(ranks, cases, _train_count(domain)):
+            lines.append(EvalLine(step, split, name, slice_name, users, metrics, seconds))
+    return lines
+
+
+def sliced(ranks: Tensor, cases: Cases, train_count: Tensor) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(slice, users, mean metrics) of every slice that has users; ranks [U], train_count [N]."""
+    for name in SLICES:
+        chosen = ranks[SLICES[name](cases.targets, train_count)]
+        if len(chosen) > 0:
+            yield name, len(chosen), mean_metrics(chosen)
+        else:
+            log.info("no user's target falls into the slice %r", name)
+
+
+def _train_count(domain: Domain) -> Tensor:
+    return torch.from_numpy(domain.items["train_count"].to_numpy().astype("int64"))

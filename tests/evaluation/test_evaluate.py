@@ -1,0 +1,183 @@
+"""The evaluation as a whole, on a domain small enough to follow, on one process and on several."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from mmsr_pt.evaluation import ranking
+from mmsr_pt.evaluation.cases import leave_one_out
+from mmsr_pt.evaluation.evaluate import encode_catalogue, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.metrics import METRICS
+from mmsr_pt.evaluation.processes import processes
+from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
+
+NUM_USERS, NUM_ITEMS, BATCH_SIZE = 23, 31, 4
+
+
+def brute_force_ranks(model, domain, split):
+    """One user at a time, one item at a time, by the definition."""
+    ranks = []
+    for user in domain.eval.iter_rows(named=True):
+        known = user["history"] + ([user["valid"]] if split == "test" else [])
+        vector = sum(model.items.detach().float()[row] for row in known[-model.config.max_history :])
+        score = [float(vector @ item) for item in model.items.detach().float()]
+        target = user[split]
+        rivals = [row for row in range(domain.num_items) if row != target and row not in known]
+        ranks.append(1 + sum(score[row] >= score[target] for row in rivals))
+    return ranks
+
+
+def test_a_test_case_reads_and_masks_the_valid_item_too():
+    domain = domain_of([[0, 1, 2, 3, 4], [5, 5, 6, 7]], num_items=8)
+    valid, test = leave_one_out(domain, "valid", 2), leave_one_out(domain, "test", 2)
+    assert valid.history.tolist() == [[1, 2], [5, 5]]
+    assert valid.targets.tolist() == [3, 6]
+    assert valid.seen.tolist() == [[0, 1, 2], [5, 5, -1]]
+    assert test.history.tolist() == [[2, 3], [5, 6]]
+    assert test.targets.tolist() == [4, 7]
+    assert test.seen.tolist() == [[0, 1, 2, 3], [5, 5, 6, -1]]
+
+
+def test_short_histories_stand_left_and_are_masked_right():
+    cases = leave_one_out(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20)
+    assert cases.history.tolist() == [[0, 1, 2], [5, 0, 0]]
+    assert cases.mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("max_history", [1, 5, 20])
+def test_the_lines_are_the_means_of_brute_force_ranks(split, max_history):
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS, max_history=max_history)
+    lines = {line.slice: line for line in evaluate(model, domain, id_source, [split], BATCH_SIZE, step=7)}
+    ranks = brute_force_ranks(model, domain, split)
+    cold = [domain.items["train_count"][row] < 10 for row in domain.eval[split]]
+    of_slice = {
+        "all": ranks,
+        "cold": [rank for rank, is_cold in zip(ranks, cold) if is_cold],
+        "warm": [rank for rank, is_cold in zip(ranks, cold) if not is_cold],
+    }
+    for name, expected in of_slice.items():
+        if not expected:
+            assert name not in lines
+            continue
+        assert lines[name].users == len(expected)
+        assert lines[name].metrics["MRR"] == pytest.approx(sum(1 / rank for rank in expected) / len(expected))
+        assert lines[name].metrics["HR@10"] == pytest.approx(sum(rank <= 10 for rank in expected) / len(expected))
+
+
+def test_a_line_is_json_with_the_fields_of_the_run_directory():
+    domain = random_domain(NUM_USERS, NUM_ITEMS)
+    lines = evaluate(FakeModel(NUM_ITEMS), domain, id_source, ["test"], BATCH_SIZE, step=3)
+    for line in lines + evaluate_baselines(domain, ["test"], step=3):
+        read = json.loads(json.dumps(line.as_dict(), allow_nan=False))
+        assert list(read) == ["event", "step", "split", "model", "slice", "users", *METRICS, "seconds"]
+        assert (read["event"], read["step"], read["split"]) == ("eval", 3, "test")
+        assert all(0 <= read[name] <= 1 for name in METRICS)
+
+
+def test_the_catalogue_is_encoded_once_for_both_splits_in_evaluation_mode():
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    model.train()
+    evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE)
+    assert [row for batch in model.batches for row in batch] == list(range(NUM_ITEMS))
+    assert model.modes == {False}
+    assert model.training, "evaluation must give the model back in the mode it came in"
+
+
+def test_a_bf16_model_is_scored_in_float32():
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS, dtype=torch.bfloat16)
+    assert encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE).dtype == torch.bfloat16
+    (line, *_) = evaluate(model, domain, id_source, ["test"], BATCH_SIZE)
+    assert line.users == NUM_USERS
+
+
+def test_a_model_that_gives_nan_ranks_last_and_not_first():
+    domain, model = random_domain(NUM_USERS, 60), FakeModel(60)
+    with torch.no_grad():
+        model.items.fill_(torch.nan)
+    (line, *_) = evaluate(model, domain, id_source, ["test"], BATCH_SIZE)
+    assert line.metrics["HR@10"] == 0
+
+
+def test_baselines_count_the_training_part_only():
+    # in every training part 1 follows 0; 2 follows 1 in held-out items only
+    domain = domain_of([[0, 1, 3, 1, 2], [0, 1, 4, 1, 2], [0, 3, 4, 1, 2]], num_items=5)
+    lines = {(line.model, line.slice): line for line in evaluate_baselines(domain, ["test"])}
+    # 2 never occurs in training: nothing scores below it, and it has no rival left but unseen items
+    unseen_rivals = [1, 1, 0]
+    assert lines["popularity", "all"].metrics["MRR"] == pytest.approx(sum(1 / (1 + n) for n in unseen_rivals) / 3)
+    assert lines["transitions", "all"].metrics["MRR"] == lines["popularity", "all"].metrics["MRR"]
+    assert ("popularity", "warm") not in lines, "every target occurs less than 10 times"
+
+
+def _on_one_rank(rank: int, world_size: int, port: int, out: Path, started_by_other: bool) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    if started_by_other:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    assert processes().num_processes == world_size
+    assert torch.get_num_threads() == 1, "accelerate must not change the threads of a training that is under way"
+    ranking.CHUNK_USERS = 5
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
+    assert torch.equal(catalogue, model.items)
+    lines = evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE) + evaluate_baselines(domain, ["test"])
+    report = {
+        "lines": [{**line.as_dict(), "seconds": 0} for line in lines],
+        "item_calls": len(model.batches),
+        "user_calls": model.user_calls,
+        "rows": sorted({row for batch in model.batches for row in batch}),
+    }
+    (out / f"{world_size}_{rank}.json").write_text(json.dumps(report))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(("world_size", "started_by_other"), [(2, False), (3, True)])
+def test_any_number_of_processes_gives_the_same_lines(tmp_path, monkeypatch, world_size, started_by_other):
+    torch.multiprocessing.spawn(
+        _on_one_rank, args=(world_size, _free_port(), tmp_path, started_by_other), nprocs=world_size
+    )
+    reports = [json.loads((tmp_path / f"{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
+
+    monkeypatch.setattr(ranking, "CHUNK_USERS", 5)
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    alone = evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE) + evaluate_baselines(domain, ["test"])
+    for report in reports:
+        assert report["lines"] == [{**line.as_dict(), "seconds": 0} for line in alone]
+    assert len({(report["item_calls"], report["user_calls"]) for report in reports}) == 1, "unequal calls hang ZeRO-3"
+    # 31 items are 8 batches of 4; every process encodes its own share only, twice in this test
+    assert all(report["item_calls"] == 2 * -(-8 // world_size) for report in reports)
+
+
+def test_more_processes_than_batches_still_call_equally(tmp_path):
+    torch.multiprocessing.spawn(_few_things, args=(2, _free_port(), tmp_path), nprocs=2)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "1 1"
+
+
+def _few_things(rank: int, world_size: int, port: int, out: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    model = FakeModel(2)
+    catalogue = encode_catalogue(model, id_source, 2, batch_size=10)
+    assert torch.equal(catalogue, model.items)
+    evaluate(model, domain_of([[0, 1, 0, 1, 1]], 2), id_source, ["test"], 10)
+    (out / str(rank)).write_text(f"{len(model.batches) - 1} {model.user_calls}")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,125 @@
+"""The command line on a domain and a model in memory: what it prints, writes and refuses."""
+
+import json
+
+import pytest
+import torch
+
+from mmsr_pt import cli
+from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
+from mmsr_pt.evaluation.metrics import METRICS
+from tests.evaluation.fakes import FakeModel, id_source, random_domain
+
+NUM_ITEMS = 31
+
+
+@pytest.fixture
+def domain(monkeypatch):
+    domain = random_domain(23, NUM_ITEMS)
+    monkeypatch.setattr(cli.Domain, "load", lambda path: domain)
+    return domain
+
+
+@pytest.fixture
+def model(monkeypatch, domain):
+    model = FakeModel(NUM_ITEMS)
+    monkeypatch.setattr(cli, "find_bundle", lambda reference: reference)
+    monkeypatch.setattr(cli, "load_model", lambda bundle, domain: (model, None))
+    monkeypatch.setattr(cli, "item_source", lambda domain, preprocessor: id_source)
+    return model
+
+
+def refused(capsys, *argv):
+    """The sentence on stderr of a call that must end with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(argv))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_evaluate_writes_fractions_and_prints_percent(tmp_path, capsys, domain, model, split):
+    out = tmp_path / "figures.json"
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--split", split, "--out", str(out)])
+    expected = evaluate_baselines(domain, [split]) + evaluate(model, domain, id_source, [split], 256)
+    written = json.loads(out.read_text())
+    assert written["domain"] == domain.name
+    keys = ("model", "slice", "split", "users", *METRICS)
+    assert [[line[k] for k in keys] for line in written["lines"]] == [
+        [line.as_dict()[k] for k in keys] for line in expected
+    ]
+    printed = capsys.readouterr().out
+    for name in ("popularity", "transitions", "mmsr", "cold", "warm", "HR@10", "NDCG@50", "percent"):
+        assert name in printed
+    assert f"{100 * expected[-1].metrics['HR@10']:.2f}" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_recommend_for_a_history_leaves_seen_items_out(capsys, domain, model):
+    cli.main(["recommend", "--model", "m", "--data", "d", "--history", "id003, id004", "--top_k", "5"])
+    printed = capsys.readouterr().out
+    vectors = model.items.detach()
+    score = (vectors[3] + vectors[4]) @ vectors.T
+    score[[3, 4]] = -torch.inf
+    best = score.argsort(descending=True)[:5].tolist()
+    shown = [line.split()[1] for line in printed.splitlines() if "Title" in line]
+    assert shown == [f"id{row:03}" for row in best]
+    assert f"{model.score_scale * score[best[0]]:.3f}" in printed
+
+
+def test_recommend_for_a_user_leaves_out_all_that_is_known_of_them(capsys, domain, model):
+    cli.main(["recommend", "--model", "m", "--data", "d", "--user", "user5", "--top_k", str(NUM_ITEMS)])
+    shown = {line.split()[1] for line in capsys.readouterr().out.splitlines() if "Title" in line}
+    user = domain.eval.row(5, named=True)
+    known = {f"id{row:03}" for row in [*user["history"], user["valid"], user["test"]]}
+    assert shown == {f"id{row:03}" for row in range(NUM_ITEMS)} - known
+
+
+def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, domain, model):
+    domain.items = domain.items.with_columns(title="item_id").with_columns(
+        title="[bold]red[/] " + domain.items["item_id"]
+    )
+    cli.main(["recommend", "--model", "m", "--data", "d", "--history", "id003", "--top_k", "1"])
+    assert "[bold]red[/]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate", "--out", "no/such/dir/f.json"], "there is no directory no/such/dir"),
+        (["evaluate", "--out", "."], "is a directory"),
+        (["evaluate", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
+        (["recommend"], "give one of --user U and --history"),
+        (["recommend", "--user", "user1", "--history", "id001"], "give one of --user U and --history"),
+        (["recommend", "--user", "user1", "--top_k", "0"], "--top_k 0 must be at least 1"),
+        (["recommend", "--user", "user99"], "did you mean"),
+        (["recommend", "--history", "id001,id999"], "unknown item 'id999'"),
+        (["recommend", "--history", " , "], "names no item"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, domain, model, arguments, sentence):
+    error = refused(capsys, *arguments, "--model", "m", "--data", "d")
+    assert sentence in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "recommend"])
+def test_a_missing_domain_is_one_sentence(capsys, tmp_path, command):
+    argv = ["--model", "m", "--data", str(tmp_path / "nowhere")] + ["--user", "u"] * (command == "recommend")
+    assert "there is no domain directory" in refused(capsys, command, *argv)
+
+
+def test_a_missing_model_is_one_sentence(capsys, domain):
+    assert "there is no directory" in refused(capsys, "evaluate", "--model", "/no/run", "--data", "d")
+
+
+@pytest.mark.parametrize(
+    "argv", [["evaluate"], ["evaluat"], [], ["evaluate", "--model", "m", "--data", "d", "--split", "x"]]
+)
+def test_a_wrong_command_line_ends_with_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2

@@ -1,0 +1,69 @@
+"""Where `--model` leads."""
+
+import pytest
+
+from mmsr_pt.hub import find_bundle
+from mmsr_pt.log import UserError
+
+
+def complete(directory):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"")
+    return directory
+
+
+def test_a_run_directory_leads_to_its_bundle(tmp_path):
+    bundle = complete(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert find_bundle(str(tmp_path / "run")) == bundle
+
+
+def test_a_bundle_directory_is_taken_as_it_is(tmp_path):
+    bundle = complete(tmp_path / "bundle")
+    assert find_bundle(str(bundle)) == bundle
+
+
+def test_a_run_without_a_bundle_says_how_to_go_on(tmp_path):
+    (tmp_path / "ds_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no bundle model/ yet.*deepspeed pretrain/run.py .* --resume"):
+        find_bundle(str(tmp_path))
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"neither a run directory .* nor a bundle"):
+        find_bundle(str(tmp_path))
+
+
+def test_a_file_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="is a file"):
+        find_bundle(str(file))
+
+
+@pytest.mark.parametrize("reference", ["nowhere", "/no/such/dir", "./user/name", "a/b/c"])
+def test_what_cannot_be_a_hub_id_is_a_missing_directory(reference):
+    with pytest.raises(UserError, match="there is no directory"):
+        find_bundle(reference)
+
+
+def test_a_path_below_a_directory_that_exists_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="there is no directory runs/first"):
+        find_bundle("runs/first")
+
+
+def test_an_unreachable_hub_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="nobody/nothing is neither a directory here nor a model") as caught:
+        find_bundle("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_toolkit_on_the_hub_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(tmp_path))
+    with pytest.raises(UserError, match=r"has no model.safetensors"):
+        find_bundle("someone/something")

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmsr_pt.batch import UserBatch
+from mmsr_pt.training.distributed import world_size
 
 
 @dataclass
@@ -38,7 +39,7 @@ def gather_candidates(batch: UserBatch, vectors: Tensor) -> Candidates:
     assert batch.pool_rate is not None
     ids, domain = batch.items.ids, batch.domain
     rates = torch.stack([batch.occurrence_rate, batch.pool_rate], dim=1)
-    if _world_size() > 1:
+    if world_size() > 1:
         longest = torch.tensor(len(ids), device=ids.device)
         dist.all_reduce(longest, op=dist.ReduceOp.MAX)
         missing = int(longest) - len(ids)
@@ -60,7 +61,7 @@ def interactions_by_domain(batch: UserBatch, num_domains: int) -> Tensor:
     assert batch.domain is not None
     domains = batch.domain[batch.sequence[batch.mask]]
     counts = torch.bincount(domains, minlength=num_domains).float()
-    if _world_size() > 1:
+    if world_size() > 1:
         dist.all_reduce(counts)
     return counts
 
@@ -79,13 +80,9 @@ def allowed_negatives(batch: UserBatch, candidates: Candidates) -> Tensor:
     return same_domain & ~is_own[:, :-1]
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _gather(tensor: Tensor) -> Tensor:
     """The ranks' tensors (of equal shape) laid end to end."""
-    gathered = torch.empty((_world_size() * len(tensor), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    gathered = torch.empty((world_size() * len(tensor), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
     dist.all_gather_into_tensor(gathered, tensor.contiguous())
     return gathered
 
@@ -94,12 +91,12 @@ class _GatherWithGradient(torch.autograd.Function):
     """All ranks' rows, with the sum of all ranks' gradients flowing back to the rank that owns a row."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.rows = len(tensor)
         return _gather(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         # gloo has no reduce-scatter
         dist.all_reduce(gradient)

@@ -1,0 +1,43 @@
+"""What the ranks of a run tell each other besides gradients; every function works in a lone process too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Processes of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Waits for all ranks. Collective: call on every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def from_rank0(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank; the others do not call `make`. Collective: call on every rank."""
+    made = [make() if rank() == 0 else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(made, src=0)
+    return made[0]  # type: ignore[return-value]
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+    """Element-wise sums over all ranks. Collective: call on every rank."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total.tolist()

@@ -1,0 +1,248 @@
+"""The one file that knows DeepSpeed: steps the weights, saves and loads them.
+
+DeepSpeed is imported inside functions, so evaluation and serving never load it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_pt.batch import UserBatch
+from mmsr_pt.log import UserError
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.training.distributed import sum_over_ranks
+from mmsr_pt.training.ds_config import offloads_optimizer, zero_stage
+from mmsr_pt.training.launch import DistInfo
+from mmsr_pt.training.optim import ParamGroup
+from mmsr_pt.training.task import NextItemTask
+
+_TAG = "deepspeed"
+
+
+class NonFiniteLoss(UserError):  # noqa: N818
+    """The loss or its gradient is NaN or infinite; the weights have not been touched by it."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step was like."""
+
+    loss: float
+    """Mean over the valid positions of all ranks and micro-batches."""
+    learning_rates: dict[str, float]
+    """By group name."""
+    grad_norm: float
+    """Norm of the gradient of that mean before clipping, over all groups."""
+    scalars: dict[str, float]
+    """What the task reports, summed over this rank's micro-batches."""
+
+
+class Engine:
+    """Trains a task under one DeepSpeed configuration; all its methods are collective: call them on every rank."""
+
+    def __init__(
+        self, task: NextItemTask, groups: Sequence[ParamGroup], ds_config: Mapping[str, Any], place: DistInfo
+    ) -> None:
+        """Takes the task apart over the ranks: weights are cast, moved, and at stage 3 split.
+
+        Args:
+            task: freshly built, on the CPU in float32, with equal weights on every rank.
+            groups: from `param_groups`.
+            ds_config: from `read_ds_config`.
+            place: from `init_distributed`.
+        """
+        import deepspeed
+
+        _refuse_scalar_parameters(task)
+        _quieten()
+        self.task = task
+        self.place = place
+        self.micro_batch_size: int = ds_config["train_micro_batch_size_per_gpu"]
+        self.accumulation_steps: int = ds_config["gradient_accumulation_steps"]
+        self.zero_stage = zero_stage(ds_config)
+        self.offloads_optimizer = offloads_optimizer(ds_config)
+        self._groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+        group_of = {id(p): group["name"] for group in groups for p in group["params"]}
+        self.parameters = {
+            name: {"shape": list(p.shape), "group": group_of.get(id(p))} for name, p in task.model.named_parameters()
+        }
+        self._engine = deepspeed.initialize(
+            model=task,
+            optimizer=_optimizer(groups, self.offloads_optimizer, place.device),
+            config=copy.deepcopy(dict(ds_config)),
+        )[0]
+        self.dtype: torch.dtype = self._engine.get_data_types()[0]
+        self._keeps_plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
+        self._masters: dict[int, Tensor] = {}
+        if self.zero_stage == 0 and not self._keeps_plain_optimizer:
+            optimizer = self._engine.optimizer
+            # its constructor takes a step with zero gradients, which would count as Adam's first
+            optimizer.optimizer.state.clear()
+            for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups):
+                self._masters.update((id(weight), master) for weight, master in zip(weights, masters))
+        found = [group["name"] for group in self._engine.optimizer.param_groups]
+        assert found == list(self._groups), f"DeepSpeed made the groups {found} of {list(self._groups)}"
+        self._use_checked_reader()
+
+    @property
+    def model(self) -> MMSRModel:
+        """The model in training: in `dtype`, and at stage 3 split over the ranks (its modules gather themselves)."""
+        return self.task.model
+
+    def train_step(self, micro_batches: Sequence[UserBatch], lr_factor: float) -> StepReport:
+        """One optimizer step on the mean loss over all valid positions of all ranks and micro-batches.
+
+        Args:
+            micro_batches: this rank's `accumulation_steps` of them, on its device.
+            lr_factor: what the groups' learning rates are multiplied by, from `learning_rate_factor`.
+
+        Raises:
+            NonFiniteLoss: on every rank alike, before the weights change.
+        """
+        assert len(micro_batches) == self.accumulation_steps, f"{len(micro_batches)} micro-batches"
+        step = self.num_steps + 1
+        learning_rates = self._set_learning_rates(lr_factor)
+        positions = float(sum(int(batch.targets.sum()) for batch in micro_batches))
+        total = max(1.0, sum_over_ranks([positions], self.place.device)[0])
+        # DeepSpeed divides by the accumulation steps and averages over the ranks
+        scale = self.accumulation_steps * self.place.world_size / total
+        loss_sum, scalars = 0.0, dict[str, float]()
+        for index, batch in enumerate(micro_batches):
+            loss, _, report = self._engine(batch)
+            self._engine.backward(loss * scale)
+            loss_sum += loss.item()
+            for name, value in report.items():
+                scalars[name] = scalars.get(name, 0.0) + float(value)
+            if index < len(micro_batches) - 1:
+                self._engine.step()  # counts the micro-batch; the weights stay
+        mean = sum_over_ranks([loss_sum], self.place.device)[0] / total
+        if not math.isfinite(mean):
+            raise _non_finite("loss", step, learning_rates)
+        return StepReport(mean, learning_rates, self._step_weights(step, learning_rates), scalars)
+
+    def _set_learning_rates(self, factor: float) -> dict[str, float]:
+        rates = {}
+        for group in self._engine.optimizer.param_groups:
+            lr, weight_decay = self._groups[group["name"]]
+            group["lr"] = rates[group["name"]] = lr * factor
+            # a loaded checkpoint brings its own
+            group["weight_decay"] = weight_decay
+        return rates
+
+    def _step_weights(self, step: int, learning_rates: Mapping[str, float]) -> float:
+        """Steps, unless the gradient is not finite; returns its norm."""
+        norm = math.nan
+        if self._keeps_plain_optimizer:
+            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                raise _non_finite("gradient", step, learning_rates)
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise _non_finite("gradient", step, learning_rates)
+        return norm if self._keeps_plain_optimizer else float(self._engine.get_global_grad_norm())
+
+    def state_dict_on_rank0(self) -> dict[str, Tensor] | None:
+        """The model's weights, frozen ones included, in float32 on the CPU of rank 0; None on other ranks.
+
+        In bf16 the trained ones are the master weights, which no rounding has touched.
+        """
+        state = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            full = self._full_tensor(value)
+            if self.place.rank == 0:
+                full = full.detach().to(device="cpu", copy=True)
+                state[name] = full.float() if full.is_floating_point() else full
+        return state if self.place.rank == 0 else None
+
+    def _full_tensor(self, value: Tensor) -> Tensor:
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if id(value) in self._masters:
+            return self._masters[id(value)]
+        if value.requires_grad and self.dtype != torch.float32:
+            master = safe_get_full_fp32_param(value)
+            assert master is not None, "a trained weight without master"
+            return master
+        is_split = hasattr(value, "ds_id")
+        with deepspeed.zero.GatheredParameters([value]) if is_split else nullcontext():
+            return value.detach().clone() if is_split else value
+
+    def save(self, directory: Path) -> None:
+        """Writes weights and optimizer state of all ranks into `directory`, which must be there."""
+        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Reads what `save` wrote, in a fresh engine on as many ranks and at the same stage."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        assert path is not None, f"nothing to load in {directory}"
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps done, those before a resume included."""
+        return self._engine.global_steps
+
+    def close(self) -> None:
+        """Frees what DeepSpeed holds; the engine cannot be used again."""
+        self._engine.destroy()
+
+    def _use_checked_reader(self) -> None:
+        """Makes DeepSpeed read its files without running code from them."""
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        harmless = [LossScaler, ZeroStageEnum, fragment_address]
+
+        def load(path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals(harmless):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+        self._engine.checkpoint_engine.load = load
+
+
+def _quieten() -> None:
+    """Keeps from the user what the user can do nothing about."""
+    import deepspeed.ops
+
+    for name in ("DeepSpeed", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("torch") else logging.WARNING)
+    # DeepSpeed calls collectives by names that torch is about to drop
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # it would compile a kernel for inference at the first start on a machine, for half a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _non_finite(what: str, step: int, learning_rates: Mapping[str, float]) -> NonFiniteLoss:
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates.items())
+    return NonFiniteLoss(f"the {what} is NaN or infinite in step {step} at learning rates {rates}")
+
+
+def _optimizer(groups: Sequence[ParamGroup], offloaded: bool, device: torch.device) -> torch.optim.Optimizer:
+    # learning rates are set before each step; at 0 nothing that DeepSpeed does while it starts can move a weight
+    at_rest = [{**group, "lr": 0.0} for group in groups]
+    if offloaded:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(at_rest, adamw_mode=True)
+    return torch.optim.AdamW(at_rest, fused=device.type in ("cpu", "cuda"))
+
+
+def _refuse_scalar_parameters(task: nn.Module) -> None:
+    scalars = [name for name, parameter in task.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise UserError(
+            f"DeepSpeed cannot take parameters without a dimension: give {', '.join(scalars)} the shape [1]"
+        )

@@ -1,0 +1,81 @@
+"""How a process of a run finds the others: under the deepspeed launcher, under torchrun, or alone."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mmsr_pt.log import UserError
+
+# rank 0 alone writes bundles and tables while the others wait; a dead rank is noticed by the launcher long before
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class DistInfo:
+    """Where this process stands in the run."""
+
+    rank: int
+    local_rank: int
+    """Rank on this host."""
+    world_size: int
+    device: torch.device
+
+
+def strip_local_rank(argv: Sequence[str]) -> list[str]:
+    """The arguments without the `--local_rank=N` that the launcher puts in front of them."""
+    return [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
+
+
+def init_distributed() -> DistInfo:
+    """Joins this process to the others of its launcher; without a launcher it becomes a run of its own.
+
+    Collective: call on every rank, before anything else that is.
+    """
+    if "RANK" not in os.environ:
+        # without these DeepSpeed would look for MPI
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    # the deepspeed launcher has a name of its own for it
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = _choose_device(local_rank, local_size)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    # gloo's threads would abort an interpreter that ends without it, after all work is done
+    atexit.register(_leave_group)
+    return DistInfo(dist.get_rank(), local_rank, dist.get_world_size(), device)
+
+
+def _choose_device(local_rank: int, local_size: int) -> torch.device:
+    # DS_ACCELERATOR is how DeepSpeed is told to leave the GPUs alone
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        # else DeepSpeed looks for accelerators and warns that it found none
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"{local_size} ranks were started for {count} GPUs: use deepspeed --num_gpus {count}")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

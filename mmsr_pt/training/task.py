@@ -1,0 +1,57 @@
+"""Model and loss as one module: what the engine runs on a micro-batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsr_pt.batch import UserBatch
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
+from mmsr_pt.training.negatives import allowed_negatives, gather_candidates, interactions_by_domain
+
+
+class NextItemTask(nn.Module):
+    """Dense next-item prediction: every position of a history predicts the item after it (section 3 of the paper)."""
+
+    def __init__(self, model: MMSRModel, loss: Literal["softmax", "bce"], num_domains: int) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.num_domains = num_domains
+
+    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch. Collective with `softmax`: call on every rank.
+
+        Returns:
+            The loss summed over this rank's valid positions (scalar, float32); their number (scalar, int64); scalars to
+            log, each a sum over this rank.
+        """
+        vectors = self.model.encode_items(batch.items)
+        valid = batch.targets
+        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), valid)
+        queries = hidden[valid]
+        positive = self.model.score_pairs(queries, F.embedding(batch.sequence[:, 1:][valid], vectors))
+        report = {"items_encoded": torch.tensor(len(batch.items)), "slots": torch.tensor(2 * batch.sequence.numel())}
+        if self.loss == "bce":
+            assert batch.negatives is not None
+            negative = self.model.score_pairs(queries, F.embedding(batch.negatives[valid], vectors))
+            loss = bce_loss(positive, negative)
+        else:
+            loss, active = self._softmax(batch, vectors, queries, positive)
+            report["active_negatives"] = active
+        return loss, valid.sum(), report
+
+    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        candidates = gather_candidates(batch, vectors)
+        interactions = interactions_by_domain(batch, self.num_domains)
+        inclusion = inclusion_probability(
+            candidates.occurrence_rate, interactions[candidates.domain], candidates.pool_rate
+        )
+        user_of_position = batch.targets.nonzero()[:, 0]
+        allowed = allowed_negatives(batch, candidates)[user_of_position]
+        loss = softmax_loss(positive, self.model.score(queries, candidates.vectors), allowed, inclusion)
+        return loss, allowed.sum()

@@ -1,6 +1,6 @@
 """Every number that is not DeepSpeed's, each with one owner; tyro turns the fields into flags.
 
-`ds_configs/*.json` owns micro-batch, accumulation, clipping, precision, ZeRO stage and offload; nothing of that is here.
+`ds_configs/*.json` own micro-batch, accumulation, clipping, precision, ZeRO stage and offload: none of that is here.
 """
 
 from __future__ import annotations
@@ -56,10 +56,8 @@ class ModelConfig:
     """What of the text tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
     vision_tune: str = "top:2"
     """What of the vision tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
-    score: Literal["dot", "cosine"] = "cosine"
-    """How a user vector meets an item vector: inner product (the paper), or cosine / temperature."""
-    temperature: float = 0.07
-    """Divides cosine scores; unused by `dot`."""
+    score: Literal["scaled", "dot", "cosine"] = "scaled"
+    """How a user vector meets an item vector: inner product / sqrt(D), inner product (the paper), or cosine / 0.07."""
 
     def __post_init__(self) -> None:
         _require(
@@ -72,7 +70,6 @@ class ModelConfig:
             f"and --fusion_heads {self.fusion_heads}",
         )
         _require(0 <= self.dropout < 1, f"--dropout {self.dropout} must lie in [0, 1)")
-        _require(self.temperature > 0, f"--temperature {self.temperature} must be above 0")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
 

@@ -61,7 +61,8 @@ def _leave(sentence: str) -> None:
     """
     if int(os.environ.get("RANK", "0")) != 0:
         time.sleep(5)
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"error: {sentence}\n")
+    sys.stderr.flush()
     # os._exit: other ranks may be inside a collective, which would block an orderly interpreter exit
     sys.stdout.flush()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

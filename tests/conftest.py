@@ -1,8 +1,12 @@
 """What the whole suite shares: a small drawn domain, built once for all workers, and the skips for real data."""
 
 import fcntl
+import os
 import tempfile
 from pathlib import Path
+
+# small tensors, one process for each core: more threads would only wait for each other, here and in launched programs
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

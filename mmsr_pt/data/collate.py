@@ -146,7 +146,7 @@ def merge(
 ) -> UserBatch:
     """One batch from the parts of a micro-batch, every distinct item in it once.
 
-    Returns: B = all slots of the parts; sequences padded on the right to `max_sequence` positions whatever their length,
+    Returns: B = all slots of the parts; sequences padded on the right to `max_sequence` whatever their length,
         so that shapes recur and buffers are reused.
     """
     all_ids = np.concatenate([part.ids for part in parts])

@@ -145,10 +145,10 @@ def choose_lanes(num_tars: int, global_batch: int, world_size: int, num_workers:
     given = f"{world_size} rank(s) x {workers} loader worker(s) = {readers} readers"
     if global_batch % readers:
         raise UserError(
-            f"{given} cannot share a global batch of {global_batch} users evenly: choose a train_micro_batch_size_per_gpu "
-            f"in the ds_config that {workers} divides, or another --num_workers"
+            f"{given} cannot share a global batch of {global_batch} users evenly: choose a "
+            f"train_micro_batch_size_per_gpu in the ds_config that {workers} divides, or another --num_workers"
         )
     raise UserError(
-        f"too few shards: {given} need at least {readers} train tars, the given domain(s) have {num_tars}: rebuild with "
-        f"--num_shards {readers}, or use a smaller --num_workers"
+        f"too few shards: {given} need at least {readers} train tars, the given domain(s) have {num_tars}: "
+        f"rebuild with --num_shards {readers}, or use a smaller --num_workers"
     )

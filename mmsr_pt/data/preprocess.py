@@ -78,7 +78,7 @@ class HuggingFaceTokenizer:
     kind = "huggingface"
 
     def __init__(self, name_or_dir: str) -> None:
-        # several loader processes each tokenise; the library's own threads would only fight them (and warn after a fork)
+        # several loader processes each tokenise; the library's own threads would only fight them and warn after a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoTokenizer
 
@@ -133,7 +133,7 @@ class Preprocessor:
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
     def item_inputs(self, ids: np.ndarray, titles: Sequence[str] | None, images: Sequence[bytes] | None) -> ItemInputs:
-        """Items from raw content: `titles` and `images` in the order of `ids`, None where the model has no such tower."""
+        """Items from raw content: `titles` and `images` as `ids` has them, None where the model has no such tower."""
         title_ids = title_mask = pixels = None
         if self.tokenizer is not None and titles is not None:
             title_ids, title_mask = self.pad(self.encode_titles(titles))

@@ -1,4 +1,4 @@
-"""The stream on real tars: distinct items, the same users on any ranks and workers, negatives that belong to the user."""
+"""The stream on real tars: distinct items, the same users on any ranks and workers, negatives of the user's own."""
 
 from collections.abc import Iterator
 
@@ -51,7 +51,7 @@ def batches(
 
 
 def by_user(batch: UserBatch) -> dict[int, tuple[list[int], list[int]]]:
-    """user -> (item numbers of the sequence, item numbers of the negatives)."""
+    """By user: (item numbers of the sequence, item numbers of the negatives)."""
     found = {}
     for row, user in enumerate(batch.users.tolist()):
         if user < 0:
@@ -110,7 +110,9 @@ def test_items_of_a_batch_are_distinct_and_hold_their_own_content(small_domain: 
     batch = next(batches([small_domain], workers=2))
     ids = batch.items.ids
     assert len(ids.unique()) == len(ids)
-    preprocessor = Preprocessor(tokenizer_for("tiny", small_domain.path), ImageSpec(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3))
+    preprocessor = Preprocessor(
+        tokenizer_for("tiny", small_domain.path), ImageSpec(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    )
     rows = ids.tolist()
     titles = small_domain.titles()
     direct = preprocessor.item_inputs(

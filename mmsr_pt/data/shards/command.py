@@ -34,7 +34,7 @@ def parse_command(argv: Sequence[str]) -> BuildCommand[Source]:
     """
     if argv and not argv[0].startswith("-"):
         _ = SOURCES[argv[0]]
-    commands: dict[str, Any] = {name: BuildCommand.__class_getitem__(SOURCES[name]) for name in SOURCES}
+    commands: dict[str, Any] = {name: BuildCommand[SOURCES[name]] for name in SOURCES}  # type: ignore[valid-type]
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="shards/build.py",

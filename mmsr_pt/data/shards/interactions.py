@@ -69,7 +69,7 @@ def read_interactions(raw: RawDomain, item_ids: pl.Series, usable: pl.Series, pr
             .collect(engine="streaming")
         )
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"the interactions cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the interactions in {raw.root} cannot be read: {str(error).splitlines()[0]}") from error
     num_read = coded.height
     faults = {
         "missing_id": pl.col("user").is_null() | pl.col("no_item"),

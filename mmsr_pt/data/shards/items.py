@@ -34,15 +34,18 @@ def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) 
     try:
         items = raw.items.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"the items table cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the items table in {raw.root} cannot be read: {str(error).splitlines()[0]}") from error
     items = items.with_columns(
         # one line without runs of spaces: what tokenizers and JSON readers see should be what people see
         pl.col("title").str.replace_all(r"[\s\x00]+", " ").str.strip_chars().fill_null(""),
         usable=pl.lit(True),
     )
-    first = items["item_id"].is_first_distinct() & items["item_id"].is_not_null()
-    _count(problems, "duplicate_item", items.filter(~first))
-    items = items.filter(first)
+    nameless = items["item_id"].is_null()
+    problems.add("missing_id", int(nameless.sum()), [f"item with title {t!r}" for t in items.filter(nameless)["title"]])
+    items = items.filter(~nameless)
+    again = ~items["item_id"].is_first_distinct()
+    _count(problems, "duplicate_item", items.filter(again))
+    items = items.filter(~again)
     lacks = {"empty_title": (TEXT, pl.col("title") == ""), "missing_image": (IMAGE, pl.col("image").is_null())}
     for kind, (modality, lack) in lacks.items():
         if modality in modalities:

@@ -10,7 +10,7 @@ from mmsr_pt.log import UserError
 MAX_EXAMPLES = 5
 
 KINDS = {
-    "missing_id": "interactions without a user or item id, dropped",
+    "missing_id": "rows without a user or item id, dropped",
     "unparsable_time": "interactions whose time cannot be read, dropped",
     "unknown_item": "interactions with an item that the items table lacks, dropped",
     "duplicate_interaction": "rows that repeat user, item and time, dropped",

@@ -23,6 +23,8 @@ class RawDomain:
 
     source: str
     """Name of the layout it came in."""
+    root: Path
+    """Where it lies, for messages."""
     licence: str
     """Whose it is and on what terms, one line."""
     interactions: pl.LazyFrame
@@ -94,7 +96,8 @@ def _pictures(folder: Path) -> pl.DataFrame:
     for directory, _, names in os.walk(folder):
         for name in names:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 (a Path for each of a million names is slow)
-            if suffix.lower() in PICTURE_SUFFIXES:
+            # a name that is no UTF-8 (surrogates) can belong to no item, and polars would not take it
+            if suffix.lower() in PICTURE_SUFFIXES and stem.encode(errors="replace").decode() == stem:
                 rows.append((stem, PICTURE_SUFFIXES.index(suffix.lower()), f"{directory}/{name}"))
     table = pl.DataFrame(rows, schema={"item_id": pl.String, "preference": pl.UInt8, "image": pl.String}, orient="row")
     return table.sort("item_id", "preference", "image").unique("item_id", keep="first").drop("preference")

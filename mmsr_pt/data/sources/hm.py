@@ -36,6 +36,7 @@ class HM:
         day = pl.col("t_dat").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
         return RawDomain(
             source="hm",
+            root=self.root,
             licence="Kaggle H&M Personalized Fashion Recommendations, competition terms, not redistributable",
             interactions=purchases.select(user_id="customer_id", item_id="article_id", time=day),
             items=add_images(items, self.root / "images", with_images),

@@ -8,7 +8,7 @@ Source and target share the styles, the kinds and the walk, but no item, no colo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,10 +66,14 @@ class Synthetic:
         root = self.root or scratch
         if root.exists() and any(root.iterdir()):
             raise UserError(f"{root} is not empty: give --root an empty or new directory, or leave it out")
-        rng = np.random.default_rng([self.draw_seed, sorted(LOOKS).index(self.variant)])
+        rng = self.generator()
         self._write(root, self.world(rng), rng, with_images)
         raw = Table(root, licence="drawn by a program; no rights reserved").read(scratch, with_images)
-        return RawDomain("synthetic", raw.licence, raw.interactions, raw.items)
+        return replace(raw, source="synthetic")
+
+    def generator(self) -> np.random.Generator:
+        """What draws everything: first the world, then titles and pictures."""
+        return np.random.default_rng([self.draw_seed, sorted(LOOKS).index(self.variant)])
 
     def world(self, rng: np.random.Generator) -> World:
         """The items and the walks of the users over them."""

@@ -42,6 +42,7 @@ class Table:
         titles = items.with_columns(tags).select(pl.col("item_id").cast(pl.String), title=join_text(columns))
         return RawDomain(
             source="table",
+            root=self.root,
             licence=self.licence,
             interactions=interactions.select(
                 pl.col("user_id", "item_id").cast(pl.String),

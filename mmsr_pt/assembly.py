@@ -1,0 +1,102 @@
+"""The parts of a run, made from its configuration: what the scripts put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmsr_pt.config import ModelConfig, PretrainConfig
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.item_table import ItemTable
+from mmsr_pt.data.order import StreamOrder, choose_lanes
+from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
+from mmsr_pt.data.shards.build import ensure_drawn_domain
+from mmsr_pt.data.stream import Share, TrainLoader, UserStream
+from mmsr_pt.log import UserError
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.training.launch import DistInfo
+
+log = logging.getLogger(__name__)
+
+
+def open_domains(config: PretrainConfig) -> list[Domain]:
+    """The domains of --data, or the drawn one; raises UserError where one lacks what the model reads."""
+    model = config.model
+    domains = [Domain.load(path) for path in config.data.data or (ensure_drawn_domain(),)]
+    if model.item == "id" and len(domains) > 1:
+        raise UserError(f"--item id learns one domain's items, {len(domains)} domains were given: name one --data")
+    for domain in domains:
+        for modality, flag, tower in (("text", "--text", model.text), ("image", "--vision", model.vision)):
+            if model.item == "content" and tower != "none" and modality not in domain.modalities:
+                raise UserError(
+                    f"{domain.path} was built without {modality}: use {flag} none, or build it again with it"
+                )
+    return domains
+
+
+def build_order(config: PretrainConfig, domains: Sequence[Domain], global_batch: int, world_size: int) -> StreamOrder:
+    """The order of training users; raises UserError where the domains have too few tars for the readers."""
+    tar_users = tuple(tuple(tar.num_users for tar in domain.train_tars) for domain in domains)
+    num_tars = sum(len(tars) for tars in tar_users)
+    return StreamOrder(
+        tar_users=tar_users,
+        weights=config.data.weights or (1.0,) * len(domains),
+        global_batch=global_batch,
+        num_lanes=choose_lanes(num_tars, global_batch, world_size, num_workers(config, world_size)),
+        shuffle_buffer=config.data.shuffle_buffer,
+        seed=config.run.seed,
+    )
+
+
+def num_workers(config: PretrainConfig, world_size: int) -> int:
+    """Loader processes of a rank: those asked for, else the power of two that leaves each rank a core, at most 4."""
+    if config.data.num_workers >= 0:
+        return config.data.num_workers
+    if config.model.item == "id":
+        return 0  # nothing to decode: handing batches over would cost more than making them
+    spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or world_size) - 1
+    return next((workers for workers in (4, 2, 1) if workers <= spare), 0)
+
+
+def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
+    """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
+    tokenizer = tokenizer_for(config.text, domains[0].path) if config.item == "content" else None
+    model = MMSRModel.build(
+        config,
+        vocab_size=None if tokenizer is None else tokenizer.vocab_size,
+        num_items=domains[0].num_items if config.item == "id" else None,
+    )
+    return model, Preprocessor(tokenizer, model.image_spec, config.title_tokens)
+
+
+def build_stream(
+    config: PretrainConfig,
+    domains: Sequence[Domain],
+    order: StreamOrder,
+    preprocessor: Preprocessor,
+    place: DistInfo,
+    ds_config: Mapping[str, Any],
+    first_step: int,
+) -> TrainLoader:
+    """This rank's endless micro-batches from optimizer step `first_step` on."""
+    is_bce = config.optim.loss == "bce"
+    accumulation = ds_config["gradient_accumulation_steps"]
+    tables, user_bases, items, users = [], [], 0, 0
+    for domain in domains:
+        tables.append(ItemTable.of(domain, items, config.data.pool_size))
+        user_bases.append(users)
+        items, users = items + domain.num_items, users + domain.num_users
+    stream = UserStream(
+        order=order,
+        tables=tables,
+        tar_paths=[[str(tar.path) for tar in domain.train_tars] for domain in domains],
+        user_bases=user_bases,
+        preprocessor=preprocessor,
+        share=Share(place.rank, place.world_size, accumulation, replicate_pool=is_bce),
+        max_sequence=config.model.max_history + 1,
+        with_negatives=is_bce,
+        first_step=first_step,
+    )
+    return TrainLoader(stream, num_workers(config, place.world_size), pin_memory=place.device.type == "cuda")

@@ -1,0 +1,270 @@
+"""The training loop: steps, log lines, evaluations, checkpoints, the best bundle, early stopping, the final table."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mmsr_pt.batch import UserBatch
+from mmsr_pt.config import PretrainConfig
+from mmsr_pt.data.catalogue import item_source
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.order import StreamOrder
+from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.evaluation.cases import Split
+from mmsr_pt.evaluation.evaluate import EvalLine, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.log import UserError
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.run_dir import BUNDLE, MetricsLog, write_bundle
+from mmsr_pt.training.checkpoint import CheckpointManager
+from mmsr_pt.training.distributed import barrier, sum_over_ranks, world_size
+from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
+from mmsr_pt.training.launch import DistInfo
+from mmsr_pt.training.optim import learning_rate_factor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a run must remember to go on: saved with every checkpoint."""
+
+    step: int = 0
+    best_ndcg: float = -1.0
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+
+
+@dataclass
+class Meter:
+    """Counts between two log lines, on this rank."""
+
+    start: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    users: int = 0
+    loss: float = 0.0
+    steps: int = 0
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, waited: float, batches: list[UserBatch], loss: float, report: Mapping[str, float]) -> None:
+        """Takes in one step."""
+        self.waited += waited
+        self.users += sum(int((batch.users >= 0).sum()) for batch in batches)
+        self.loss += loss
+        self.steps += 1
+        for name, value in report.items():
+            self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def line(self, device: torch.device) -> dict[str, float]:
+        """Rates since the start over all ranks. Collective: call on every rank."""
+        elapsed = time.perf_counter() - self.start
+        names = sorted(self.counts)
+        total = sum_over_ranks([float(self.users), self.waited, *(self.counts[name] for name in names)], device)
+        counts = dict(zip(names, total[2:]))
+        return {
+            "loss": self.loss / self.steps,
+            "users_per_s": total[0] / elapsed,
+            "items_encoded_per_s": counts["items_encoded"] / elapsed,
+            "data_wait": total[1] / world_size() / elapsed,
+            "encoder_calls_saved": 1 - counts["items_encoded"] / counts["slots"],
+        }
+
+
+class Trainer:
+    """Runs a task through an engine until its steps are done or validation stops improving."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        domains: list[Domain],
+        preprocessor: Preprocessor,
+        engine: Engine,
+        order: StreamOrder,
+        run_dir: Path,
+        place: DistInfo,
+    ) -> None:
+        self.config, self.run_dir, self.place = config, run_dir, place
+        self.domains, self.preprocessor, self.engine, self.order = domains, preprocessor, engine, order
+        run = config.run
+        self.total_steps = run.steps or run.epochs * order.steps_per_epoch
+        self.eval_every = run.eval_every or order.steps_per_epoch
+        self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
+        self.checkpoints = CheckpointManager(run_dir, keep=run.keep_checkpoints)
+        self.progress = Progress()
+        self.metrics = MetricsLog(run_dir) if place.rank == 0 else None
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint of the run directory. Collective: call on every rank."""
+        state = self.checkpoints.load(self.engine)
+        saved = state["order"]
+        for name, value in self._order_state().items():
+            if saved[name] != value:
+                raise UserError(
+                    f"{self.run_dir} was trained with {name} {saved[name]}, now it is {value}: the order of users "
+                    "would change; go on with the same domains, batch, seed and buffer, or start another run"
+                )
+        self.progress = Progress(**state["progress"])
+        log.info("resumed at step %d of %d", self.progress.step, self.total_steps)
+
+    def fit(self, batches: Iterable[UserBatch]) -> None:
+        """Trains from the current step on. Collective: call on every rank.
+
+        Args:
+            batches: this rank's micro-batches from that step on.
+        """
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            desc="train",
+            unit="step",
+            disable=self.place.rank != 0,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+            dynamic_ncols=True,
+        )
+        stream, meter = iter(batches), Meter()
+        while self.progress.step < self.total_steps and not self._is_stale():
+            before = time.perf_counter()
+            micro_batches = self._next_step(stream)
+            waited = time.perf_counter() - before
+            report = self._step(micro_batches)
+            meter.add(waited, micro_batches, report.loss, report.scalars)
+            self.progress.step += 1
+            step = self.progress.step
+            if step % self.config.run.log_every == 0 or step == self.total_steps:
+                self._log(meter, report.learning_rates, bar)
+                meter = Meter()
+            bar.update()
+            paused = time.perf_counter()
+            if step % self.eval_every == 0 or step == self.total_steps:
+                self._validate()
+            if step % self.checkpoint_every == 0 or step == self.total_steps:
+                self.save()
+            meter.start += time.perf_counter() - paused
+        bar.close()
+
+    def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
+        batches = [next(stream) for _ in range(self.engine.accumulation_steps)]
+        return [batch.to(self.place.device, non_blocking=True) for batch in batches]
+
+    def _step(self, batches: list[UserBatch]) -> StepReport:
+        optim = self.config.optim
+        factor = learning_rate_factor(self.progress.step, self.total_steps, optim.decay_from, optim.final_lr)
+        try:
+            return self.engine.train_step(batches, factor)
+        except NonFiniteLoss as error:
+            last = self.checkpoints.latest()
+            kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise UserError(f"{error}; {kept}: try a smaller --lr, or gradient_clipping in the ds_config") from error
+
+    def _log(self, meter: Meter, learning_rates: Mapping[str, float], bar: tqdm) -> None:
+        line = meter.line(self.place.device)
+        if self.metrics is None:
+            return
+        epoch = self.progress.step / self.order.steps_per_epoch
+        self.metrics.train({"step": self.progress.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+        bar.set_postfix_str(
+            f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
+            refresh=False,
+        )
+
+    def _validate(self) -> None:
+        """Ranks the validation targets; the best model so far becomes the run's bundle."""
+        lines = [line for domain in self.domains for line in self._evaluate(self.engine.model, domain, "valid")]
+        overall = [line.metrics["NDCG@10"] for line in lines if line.slice == "all"]
+        ndcg = sum(overall) / len(overall)
+        log.info("step %d: validation NDCG@10 %.4f", self.progress.step, ndcg)
+        if ndcg > self.progress.best_ndcg:
+            self.progress.best_ndcg, self.progress.best_step = ndcg, self.progress.step
+            self.progress.evaluations_without_gain = 0
+            self.export()
+        else:
+            self.progress.evaluations_without_gain += 1
+
+    def _is_stale(self) -> bool:
+        patience = self.config.run.patience
+        stale = bool(patience) and self.progress.evaluations_without_gain >= patience
+        if stale:
+            log.info(
+                "no better validation NDCG@10 for %d evaluations: stopped at step %d", patience, self.progress.step
+            )
+        return stale
+
+    def _evaluate(self, model: MMSRModel, domain: Domain, split: Split) -> list[EvalLine]:
+        source = item_source(domain, self.preprocessor)
+        lines = evaluate(model, domain, source, [split], self.config.run.eval_batch_size, self.progress.step)
+        for line in lines:
+            self._record(line, domain)
+        return lines
+
+    def _record(self, line: EvalLine, domain: Domain) -> None:
+        if self.metrics is not None:
+            self.metrics.evaluation({**line.as_dict(), "domain": domain.name})
+
+    def export(self) -> None:
+        """Writes the model as it stands into the run's bundle. Collective: call on every rank."""
+        state = self.engine.state_dict_on_rank0()
+        if state is not None:
+            model = self.engine.model
+            trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self.domains]
+
+            def write(directory: Path) -> None:
+                model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
+                self.preprocessor.save(directory)
+
+            write_bundle(self.run_dir, write)
+        barrier()
+
+    def save(self) -> None:
+        """Writes a checkpoint. Collective: call on every rank."""
+        state = {"progress": dataclasses.asdict(self.progress), "order": self._order_state()}
+        self.checkpoints.save(self.engine, self.progress.step, state)
+
+    def _order_state(self) -> dict[str, Any]:
+        fingerprints = [domain.fingerprint for domain in self.domains]
+        order = self.order
+        return {
+            "domains": fingerprints,
+            "weights": list(order.weights),
+            "global_batch": order.global_batch,
+            "num_lanes": order.num_lanes,
+            "shuffle_buffer": order.shuffle_buffer,
+            "seed": order.seed,
+        }
+
+    def test(self) -> list[tuple[Domain, EvalLine]]:
+        """The best bundle and the two baselines on the test targets. Collective: call on every rank."""
+        model = MMSRModel.from_pretrained(self.run_dir / BUNDLE).to(self.place.device)
+        found = []
+        for domain in self.domains:
+            lines = evaluate_baselines(domain, ["test"], self.progress.best_step)
+            for line in lines:
+                self._record(line, domain)
+            lines += self._evaluate(model, domain, "test")
+            found += [(domain, line) for line in lines]
+        if self.metrics is not None:
+            self.metrics.close()
+        return found
+
+    def print_results(self, found: list[tuple[Domain, EvalLine]]) -> None:
+        """The closing table, one for each domain, on rank 0."""
+        if self.place.rank != 0:
+            return
+        for domain in self.domains:
+            lines = [line for of, line in found if of is domain]
+            wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
+        log.info(
+            "the run is in %s, its best model (step %d) in %s",
+            self.run_dir,
+            self.progress.best_step,
+            self.run_dir / BUNDLE,
+        )

@@ -1,0 +1,54 @@
+"""Pre-train a multimodal sequential recommender on one or several domains.
+
+    deepspeed pretrain/run.py --ds_config ds_configs/zero2.json
+    deepspeed pretrain/run.py --ds_config ds_configs/zero2.json --data data/hm --text hf:DIR --vision timm:NAME
+
+With no --data the drawn domain is built under data/ first. `python pretrain/run.py` works too, as one process.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from mmsr_pt.assembly import build_model, build_order, build_stream, open_domains
+from mmsr_pt.config import parse_flags
+from mmsr_pt.log import setup_logging, user_facing
+from mmsr_pt.run_dir import choose, prepare
+from mmsr_pt.trainer import Trainer
+from mmsr_pt.training.distributed import from_rank0
+from mmsr_pt.training.ds_config import read_ds_config
+from mmsr_pt.training.engine import Engine
+from mmsr_pt.training.launch import init_distributed, strip_local_rank
+from mmsr_pt.training.optim import param_groups
+from mmsr_pt.training.task import NextItemTask
+
+
+@user_facing
+def main(argv: list[str] | None = None) -> None:
+    """Reads top to bottom: what is asked for, the data, the model, the engine, the run, the table."""
+    config = parse_flags(strip_local_rank(sys.argv[1:] if argv is None else argv))
+    place = init_distributed()
+    setup_logging(place.rank)
+    ds_config = read_ds_config(config.run.ds_config, place.world_size)
+
+    # everything that can be wrong is found before the run directory is made
+    domains = open_domains(config)
+    order = build_order(config, domains, ds_config["train_batch_size"], place.world_size)
+    torch.manual_seed(config.run.seed)  # the same weights on every rank ...
+    model, preprocessor = build_model(config.model, domains)
+    run_dir = from_rank0(lambda: prepare(choose(config, domains[0].name), config, ds_config))
+
+    task = NextItemTask(model, config.optim.loss, num_domains=len(domains))
+    engine = Engine(task, param_groups(model, config.optim), ds_config, place)
+    torch.manual_seed(config.run.seed + place.rank)  # ... and other dropout
+    trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place)
+    if config.run.resume:
+        trainer.resume()
+    trainer.fit(build_stream(config, domains, order, preprocessor, place, ds_config, trainer.progress.step))
+    trainer.print_results(trainer.test())
+
+
+if __name__ == "__main__":
+    main()

@@ -77,9 +77,16 @@ class Domain:
                 f"{path} has domain format {version}, this version reads {FORMAT_VERSION}: build it again with "
                 "shards/build.py --overwrite"
             )
-        for name in (ITEMS_FILE, EVAL_FILE):
+        for name in (ITEMS_FILE, EVAL_FILE, *([TOKENIZER_FILE] if TEXT in meta["modalities"] else [])):
             if not (path / name).is_file():
                 raise UserError(f"{path} is incomplete ({name} is missing): build it again with --overwrite")
+        for name in (ITEMS_FILE, EVAL_FILE):
+            try:
+                pl.read_parquet_schema(path / name)  # stands at the end of the file: shows that the copy is whole
+            except pl.exceptions.PolarsError:
+                raise UserError(
+                    f"{path / name} cannot be read: copy the domain again, or build it again with --overwrite"
+                ) from None
         for tar in meta["tars"]:
             file = path / tar["path"]
             size = file.stat().st_size if file.is_file() else None

@@ -97,6 +97,8 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
         log.info("%d interactions of %d users", interactions.num_read, len(interactions.user_ids))
         expected_rows = np.where(items["usable"], np.cumsum(items["usable"]) - 1, -1)
         users = split_users(interactions, expected_rows, options.split)
+        if options.num_shards > users.height:
+            log.warning("--num_shards %d is more than the %d users: one each", options.num_shards, users.height)
         check_space(root, _estimate(items, users, options))
         written = write_items(items, root / "items", IMAGE in options.modalities, workers, problems)
         if not np.array_equal(written.row_of_item, expected_rows):
@@ -129,6 +131,7 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
 
 
 def _num_shards(num_users: int, options: BuildOptions) -> int:
+    """Train tars: what was asked for or follows from the users, and no tar without a user."""
     return min(options.num_shards or max(_MIN_TARS, -(-num_users // _USERS_PER_TAR)), num_users)
 
 

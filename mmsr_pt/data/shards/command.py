@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, Union
 
 import tyro
 
@@ -34,9 +34,15 @@ def parse_command(argv: Sequence[str]) -> BuildCommand[Source]:
     """
     if argv and not argv[0].startswith("-"):
         _ = SOURCES[argv[0]]
-    commands: dict[str, Any] = {name: BuildCommand[SOURCES[name]] for name in SOURCES}  # type: ignore[valid-type]
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
+    commands: Any = tuple(
+        Annotated[
+            BuildCommand[SOURCES[name]],  # type: ignore[valid-type]
+            tyro.conf.subcommand(name, description=SOURCES[name].__doc__, prefix_name=False),
+        ]
+        for name in SOURCES
+    )
+    return tyro.cli(
+        Union[commands],  # noqa: UP007 (of a tuple made here)
         prog="shards/build.py",
         description="Turns a raw dataset into a domain directory.",
         args=list(argv),

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,7 @@ _MAX_TAR_BYTES = 64 * 2**20
 _IMAGES_PER_TASK = 16
 _ITEMS_PER_SLICE = 4096
 _NO_ROW = -1
+_VISIBLE = r"[^\p{C}\p{Z}]"  # a title of zero-width characters alone is as empty as none
 
 
 def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) -> pl.DataFrame:
@@ -46,7 +48,10 @@ def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) 
     again = ~items["item_id"].is_first_distinct()
     _count(problems, "duplicate_item", items.filter(again))
     items = items.filter(~again)
-    lacks = {"empty_title": (TEXT, pl.col("title") == ""), "missing_image": (IMAGE, pl.col("image").is_null())}
+    lacks = {
+        "empty_title": (TEXT, ~pl.col("title").str.contains(_VISIBLE)),
+        "missing_image": (IMAGE, pl.col("image").is_null()),
+    }
     for kind, (modality, lack) in lacks.items():
         if modality in modalities:
             _count(problems, kind, items.filter(lack & pl.col("usable")))
@@ -84,18 +89,17 @@ def write_items(
     """Writes every usable item once, numbering them in the order of the table; unreadable pictures drop theirs."""
     usable = items.with_row_index("place").filter("usable").drop("usable")
     row_of_item = np.full(items.height, _NO_ROW, dtype=np.int64)
-    writer = _ItemTars(directory)
     directory.mkdir()
-    with progress("items", usable.height) as bar:
+    with _ItemTars(directory) as writer, progress("items", usable.height) as bar:
         for place, item_id, title, image in _contents(usable, with_images, workers):
             if isinstance(image, str):
                 problems.add("unreadable_image", 1, [f"item {item_id}: {image}"])
             else:
                 row_of_item[place] = writer.add(item_id, title, image)
             bar.update()
-    if not writer.num_items:
-        raise UserError("no picture can be decoded: check images/, or build with --modalities text")
-    return writer.finish(row_of_item)
+        if not writer.num_items:
+            raise UserError("no picture can be decoded: check images/, or build with --modalities text")
+        return writer.finish(row_of_item)
 
 
 def _contents(
@@ -125,6 +129,15 @@ class _ItemTars:
         # 8 bytes a number where a list takes 36: there may be millions of items
         self._place = {name: array("q") for name in ("tar", "offset", "size", "image_offset", "image_size")}
 
+    def __enter__(self) -> _ItemTars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
     @property
     def num_items(self) -> int:
         return len(self._place["tar"])
@@ -133,7 +146,7 @@ class _ItemTars:
         """Writes an item; returns its row."""
         row = self.num_items
         if self._tar is None or self._in_tar == _MAX_TAR_ITEMS or self._tar.position >= _MAX_TAR_BYTES:
-            self._close()
+            self._finish_tar()
             self._paths.append(self._directory / f"items-{len(self._paths):05d}.tar")
             self._tar = TarWriter(self._paths[-1])
         begin = self._tar.position
@@ -147,13 +160,13 @@ class _ItemTars:
         self._in_tar += 1
         return row
 
-    def _close(self) -> None:
+    def _finish_tar(self) -> None:
         if self._tar is not None:
             self._summaries.append(self._tar.finish(self._in_tar, self._in_tar))
         self._in_tar = 0
 
     def finish(self, row_of_item: np.ndarray) -> WrittenItems:
-        self._close()
+        self._finish_tar()
         tar, offset, size, image_offset, image_size = (np.array(numbers) for numbers in self._place.values())
         blocks = Blocks(np.arange(len(tar)), tar, offset, size)
         return WrittenItems(row_of_item, self._paths, self._summaries, blocks, image_offset, image_size)

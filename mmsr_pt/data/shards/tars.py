@@ -86,15 +86,19 @@ class TarWriter:
         self._file.close()
         return TarSummary(samples, items, self.position, self._hash.hexdigest())
 
+    def close(self) -> None:
+        """Lets go of the file, finished or not."""
+        # closing writes what is buffered, which on a full disk would raise again and hide the first error
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def __enter__(self) -> TarWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # closing writes what is buffered, which on a full disk would raise again and hide the first error
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self.close()
 
 
 @dataclass(frozen=True)

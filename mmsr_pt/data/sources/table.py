@@ -18,6 +18,7 @@ from mmsr_pt.log import UserError
 
 _ISO_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _MICROSECONDS = 1_000_000
+_LATEST = 2.0**62  # what counts as a time: nothing that an int64 could not hold
 
 
 @SOURCES.register("table")
@@ -64,16 +65,19 @@ def _either(root: Path, name: str) -> Path:
 
 
 def parsed_time(kind: pl.DataType) -> pl.Expr:
-    """`timestamp` as a number: numbers as they are, dates as seconds since 1970 (UTC unless they say otherwise)."""
+    """`timestamp` as a number: numbers as they are, dates as seconds since 1970 (UTC unless they say otherwise).
+
+    Null where it is neither, or beyond 2^62.
+    """
     time = pl.col("timestamp")
     if kind.is_numeric():
-        return pl.when(time.cast(pl.Float64).is_finite()).then(time)
+        return pl.when(time.cast(pl.Float64).abs() < _LATEST).then(time)
     if kind.is_temporal():
         return _seconds(time.cast(pl.Datetime("us")))
     number = time.str.strip_chars().cast(pl.Float64, strict=False)
     formats = [_seconds(time.str.to_datetime(f, strict=False, time_unit="us", exact=True)) for f in _ISO_FORMATS]
     with_zone = _seconds(time.str.to_datetime("%+", strict=False, time_unit="us", time_zone="UTC"))
-    return pl.coalesce(pl.when(number.is_finite()).then(number), *formats, with_zone)
+    return pl.coalesce(pl.when(number.abs() < _LATEST).then(number), *formats, with_zone)
 
 
 def _seconds(time: pl.Expr) -> pl.Expr:

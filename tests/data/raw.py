@@ -34,6 +34,12 @@ def write_table(
     return root
 
 
+def write_plain_table(root: Path, num_users: int = 40, num_items: int = 20) -> Path:
+    """Users with 9 interactions each, without any fault."""
+    rows: list[Interaction] = [(f"u{u}", f"{(u + i) % num_items}", i) for u in range(num_users) for i in range(9)]
+    return write_table(root, rows, {f"{i}": f"title {i}" for i in range(num_items)})
+
+
 def random_interactions(num_users: int, num_items: int, longest: int, seed: int = 0) -> list[Interaction]:
     """Interactions in random order, many of them at the same time."""
     rng = np.random.default_rng(seed)

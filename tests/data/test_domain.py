@@ -20,13 +20,15 @@ def test_cold_is_fewer_than_10_training_occurrences(tmp_path: Path) -> None:
     for user in range(10):
         second = "nine" if user < 9 else "rare"
         own = ["ten", second, f"own{user}", "nine", "ten"]
+        if user == 0:
+            own = [f"own{user}", "nine", "ten", "nine", "ten"]
         rows += [(f"u{user}", item, time) for time, item in enumerate(own)]
     titles = {name: name for name in ["nine", "rare", "ten", "never", *(f"own{user}" for user in range(10))]}
     domain = build_table(write_table(tmp_path / "raw", rows, titles), tmp_path / "out")
     counts = dict(domain.items.select("item_id", "train_count").iter_rows())
     assert counts == {"ten": 10, "nine": 9, "rare": 1, "never": 0} | {f"own{user}": 1 for user in range(10)}
-    # positions in [ten, nine or rare, own, nine, ten]; position 0 has no history to predict it from
-    assert domain.eval["cold_cases"].to_list() == [[1, 2, 3]] * 10
+    # positions in [ten, nine or rare, own, nine, ten]; u0's first item is cold but has no history to predict it from
+    assert domain.eval["cold_cases"].to_list() == [[1, 3]] + [[1, 2, 3]] * 9
 
 
 def test_a_domain_without_cold_cases_has_empty_lists(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmsr_pt.cache import ItemCache, open_cache
 from mmsr_pt.config import ModelConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_table import ItemTable
@@ -16,6 +17,8 @@ from mmsr_pt.data.shards.build import ensure_drawn_domain
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.text import check_text_name
+from mmsr_pt.training.ds_config import precision
 from mmsr_pt.training.launch import DistInfo
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,8 @@ def num_workers(config: PretrainConfig, world_size: int) -> int:
 
 def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
+    if config.item == "content":
+        check_text_name(config.text)
     tokenizer = tokenizer_for(config.text, domains[0].path) if config.item == "content" else None
     model = MMSRModel.build(
         config,
@@ -69,6 +74,20 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
         num_items=domains[0].num_items if config.item == "id" else None,
     )
     return model, Preprocessor(tokenizer, model.image_spec, config.title_tokens)
+
+
+def build_cache(
+    config: PretrainConfig,
+    model: MMSRModel,
+    preprocessor: Preprocessor,
+    domains: Sequence[Domain],
+    ds_config: Mapping[str, Any],
+    place: DistInfo,
+) -> ItemCache | None:
+    """The prefix cache where --cache asks for it. Collective: call on every rank."""
+    if not config.data.cache:
+        return None
+    return open_cache(model, preprocessor, domains, precision(ds_config), place.device)
 
 
 def build_stream(
@@ -79,6 +98,7 @@ def build_stream(
     place: DistInfo,
     ds_config: Mapping[str, Any],
     first_step: int,
+    cache: ItemCache | None = None,
 ) -> TrainLoader:
     """This rank's endless micro-batches from optimizer step `first_step` on."""
     is_bce = config.optim.loss == "bce"
@@ -93,10 +113,15 @@ def build_stream(
         tables=tables,
         tar_paths=[[str(tar.path) for tar in domain.train_tars] for domain in domains],
         user_bases=user_bases,
-        preprocessor=preprocessor,
+        preprocessor=preprocessor if cache is None else cache.preprocessor,
         share=Share(place.rank, place.world_size, accumulation, replicate_pool=is_bce),
         max_sequence=config.model.max_history + 1,
         with_negatives=is_bce,
         first_step=first_step,
     )
-    return TrainLoader(stream, num_workers(config, place.world_size), pin_memory=place.device.type == "cuda")
+    return TrainLoader(
+        stream,
+        num_workers(config, place.world_size),
+        pin_memory=place.device.type == "cuda",
+        complete=None if cache is None else cache.fill,
+    )

@@ -61,6 +61,10 @@ class ItemInputs(_Tensors):
     """[N, T] bool: True where a token is real."""
     images: Tensor | None = None
     """[N, 3, H, W] uint8: RGB, resized; a vision tower scales and normalises them on its own device."""
+    title_activations: Tensor | None = None
+    """[N, T, d] float: what the frozen bottom of the text tower made of the titles, in place of `title_ids`."""
+    image_activations: Tensor | None = None
+    """[N, ...] float: what the frozen bottom of the vision tower made of the pictures, in place of `images`."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]

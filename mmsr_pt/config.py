@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +59,10 @@ class ModelConfig:
     """What of the text tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
     vision_tune: str = "top:2"
     """What of the vision tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
-    score: Literal["scaled", "dot", "cosine"] = "scaled"
-    """How a user vector meets an item vector: inner product / sqrt(D), inner product (the paper), or cosine / 0.07."""
+    score: Literal["cosine", "dot"] = "cosine"
+    """How a user vector meets an item vector: cosine / temperature, or inner product (the paper)."""
+    temperature: float = 0.1
+    """Divides cosine scores; unused by `dot`."""
 
     def __post_init__(self) -> None:
         _require(
@@ -69,6 +74,7 @@ class ModelConfig:
             f"--width {self.width} must be divisible by --sequence_heads {self.sequence_heads} "
             f"and --fusion_heads {self.fusion_heads}",
         )
+        _require(self.temperature > 0, f"--temperature {self.temperature} must be above 0")
         _require(0 <= self.dropout < 1, f"--dropout {self.dropout} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
@@ -86,6 +92,8 @@ class DataConfig:
     """Loader processes of each rank (a power of two); 0 reads in the training process, -1 chooses by cores."""
     shuffle_buffer: int = 256
     """Users (bytes, not pixels) that each reader holds to shuffle; tars are shuffled too."""
+    cache: bool = False
+    """Keep what the frozen bottoms of the towers make of each item in the domain directory, and train from that."""
     pool_size: int = 128
     """P: items drawn uniformly from each domain's catalogue at every step, shared by the batch as negatives."""
 
@@ -221,19 +229,53 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any], where: str) -> Config
 
 
 def parse_flags(argv: list[str]) -> PretrainConfig:
-    """The configuration that command-line flags ask for; a flag beats its preset. Exits with 2 on an unknown flag."""
+    """The configuration that command-line flags ask for; a flag beats its preset.
+
+    Raises:
+        UserError: an unknown flag or a value that it cannot take.
+    """
     import tyro
 
+    _refuse_unknown_flags(argv)
     name = "default"
     for position, word in enumerate(argv):
         if word == "--preset" and position + 1 < len(argv):
             name = argv[position + 1]
         elif word.startswith("--preset="):
             name = word.partition("=")[2]
-    return tyro.cli(
-        PretrainConfig,
-        args=argv,
-        default=preset(name),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        use_underscores=True,
-    )
+    default = preset(name)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                PretrainConfig,
+                args=argv,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                use_underscores=True,
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(_sentence_in_box(complaint.getvalue())) from None
+
+
+def _refuse_unknown_flags(argv: list[str]) -> None:
+    parts = [part.default_factory for part in dataclasses.fields(PretrainConfig)]
+    known = ["--help", *(f"--{f.name}" for part in parts for f in dataclasses.fields(part))]  # type: ignore[arg-type]
+    for word in argv:
+        flag = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        if word.startswith("--") and flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"unknown flag {word.partition('=')[0]}: {hint}--help lists all flags")
+
+
+def _sentence_in_box(box: str) -> str:
+    """What tyro says, without its frame, its help text and the name of the config class that refused a value."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    said = " ".join(" ".join(lines[: rules[0] if rules else None]).split())
+    for part in dataclasses.fields(PretrainConfig):
+        said = said.removeprefix(f"Error parsing {part.name}: ")
+    return f"{said.partition(' Got errors:')[0].rstrip('.')} (--help tells what each flag takes)"

@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mmsr_pt.batch import UserBatch
+from mmsr_pt.cache import ItemCache
+from mmsr_pt.card import CARD_FILE, model_card
 from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import Split
-from mmsr_pt.evaluation.evaluate import EvalLine, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.table import results_table, wide_console
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE, MetricsLog, write_bundle
 from mmsr_pt.training.checkpoint import CheckpointManager
@@ -92,7 +95,9 @@ class Trainer:
         order: StreamOrder,
         run_dir: Path,
         place: DistInfo,
+        cache: ItemCache | None = None,
     ) -> None:
+        self.cache = cache
         self.config, self.run_dir, self.place = config, run_dir, place
         self.domains, self.preprocessor, self.engine, self.order = domains, preprocessor, engine, order
         run = config.run
@@ -101,7 +106,7 @@ class Trainer:
         self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
         self.checkpoints = CheckpointManager(run_dir, keep=run.keep_checkpoints)
         self.progress = Progress()
-        self.metrics = MetricsLog(run_dir) if place.rank == 0 else None
+        self.metrics: MetricsLog | None = None  # of rank 0, once training begins
 
     def resume(self) -> None:
         """Takes up the newest checkpoint of the run directory. Collective: call on every rank."""
@@ -122,6 +127,8 @@ class Trainer:
         Args:
             batches: this rank's micro-batches from that step on.
         """
+        if self.place.rank == 0:
+            self.metrics = MetricsLog(self.run_dir, self.progress.step)
         bar = tqdm(
             total=self.total_steps,
             initial=self.progress.step,
@@ -131,7 +138,12 @@ class Trainer:
             mininterval=0.5 if sys.stderr.isatty() else 15,
             dynamic_ncols=True,
         )
-        stream, meter = iter(batches), Meter()
+        # whatever ends the loop, the bar's line is closed, and log lines stand above it and not behind it
+        with bar, logging_redirect_tqdm():
+            self._fit(iter(batches), bar)
+
+    def _fit(self, stream: Iterator[UserBatch], bar: tqdm) -> None:
+        meter = Meter()
         while self.progress.step < self.total_steps and not self._is_stale():
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
@@ -150,7 +162,6 @@ class Trainer:
             if step % self.checkpoint_every == 0 or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
-        bar.close()
 
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
         batches = [next(stream) for _ in range(self.engine.accumulation_steps)]
@@ -179,7 +190,10 @@ class Trainer:
 
     def _validate(self) -> None:
         """Ranks the validation targets; the best model so far becomes the run's bundle."""
-        lines = [line for domain in self.domains for line in self._evaluate(self.engine.model, domain, "valid")]
+        lines: list[EvalLine] = []
+        for number, domain in enumerate(self.domains):
+            source = self.cache.source(domain, number) if self.cache else item_source(domain, self.preprocessor)
+            lines += self._evaluate(self.engine.model, domain, "valid", source, self.progress.step)
         overall = [line.metrics["NDCG@10"] for line in lines if line.slice == "all"]
         ndcg = sum(overall) / len(overall)
         log.info("step %d: validation NDCG@10 %.4f", self.progress.step, ndcg)
@@ -199,9 +213,10 @@ class Trainer:
             )
         return stale
 
-    def _evaluate(self, model: MMSRModel, domain: Domain, split: Split) -> list[EvalLine]:
-        source = item_source(domain, self.preprocessor)
-        lines = evaluate(model, domain, source, [split], self.config.run.eval_batch_size, self.progress.step)
+    def _evaluate(
+        self, model: MMSRModel, domain: Domain, split: Split, source: ItemSource, step: int
+    ) -> list[EvalLine]:
+        lines = evaluate(model, domain, source, [split], self.config.run.eval_batch_size, step)
         for line in lines:
             self._record(line, domain)
         return lines
@@ -220,20 +235,30 @@ class Trainer:
             def write(directory: Path) -> None:
                 model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
                 self.preprocessor.save(directory)
+                best = self.progress
+                card = model_card(self.config.model, self.domains, best.best_step, best.best_ndcg)
+                (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
-            write_bundle(self.run_dir, write)
+            with naming_a_full_disk(self.run_dir / BUNDLE, self._how_to_go_on()):
+                write_bundle(self.run_dir, write)
         barrier()
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
         state = {"progress": dataclasses.asdict(self.progress), "order": self._order_state()}
-        self.checkpoints.save(self.engine, self.progress.step, state)
+        with naming_a_full_disk(self.checkpoints.directory, self._how_to_go_on()):
+            self.checkpoints.save(self.engine, self.progress.step, state)
+
+    def _how_to_go_on(self) -> str:
+        last = self.checkpoints.latest()
+        if last is None:
+            return "free some space and start again in another --run_dir, there is no checkpoint yet"
+        return f"free some space and go on with --resume, the last good checkpoint is {last}"
 
     def _order_state(self) -> dict[str, Any]:
-        fingerprints = [domain.fingerprint for domain in self.domains]
         order = self.order
         return {
-            "domains": fingerprints,
+            "domains": [f"{domain.name} ({domain.fingerprint[:16]})" for domain in self.domains],
             "weights": list(order.weights),
             "global_batch": order.global_batch,
             "num_lanes": order.num_lanes,
@@ -249,7 +274,8 @@ class Trainer:
             lines = evaluate_baselines(domain, ["test"], self.progress.best_step)
             for line in lines:
                 self._record(line, domain)
-            lines += self._evaluate(model, domain, "test")
+            source = item_source(domain, self.preprocessor)
+            lines += self._evaluate(model, domain, "test", source, self.progress.best_step)
             found += [(domain, line) for line in lines]
         if self.metrics is not None:
             self.metrics.close()

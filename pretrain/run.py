@@ -12,10 +12,10 @@ import sys
 
 import torch
 
-from mmsr_pt.assembly import build_model, build_order, build_stream, open_domains
+from mmsr_pt.assembly import build_cache, build_model, build_order, build_stream, open_domains
 from mmsr_pt.config import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
-from mmsr_pt.run_dir import choose, prepare
+from mmsr_pt.run_dir import choose, record, require_space
 from mmsr_pt.trainer import Trainer
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import read_ds_config
@@ -33,20 +33,24 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging(place.rank)
     ds_config = read_ds_config(config.run.ds_config, place.world_size)
 
-    # everything that can be wrong is found before the run directory is made
+    # everything that can be wrong is found before anything is written
     domains = open_domains(config)
+    run_dir = from_rank0(lambda: choose(config, domains[0].name))
     order = build_order(config, domains, ds_config["train_batch_size"], place.world_size)
     torch.manual_seed(config.run.seed)  # the same weights on every rank ...
     model, preprocessor = build_model(config.model, domains)
-    run_dir = from_rank0(lambda: prepare(choose(config, domains[0].name), config, ds_config))
+    cache = build_cache(config, model, preprocessor, domains, ds_config, place)
 
     task = NextItemTask(model, config.optim.loss, num_domains=len(domains))
     engine = Engine(task, param_groups(model, config.optim), ds_config, place)
     torch.manual_seed(config.run.seed + place.rank)  # ... and other dropout
-    trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place)
+    trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place, cache)
+    from_rank0(lambda: require_space(run_dir, engine.parameters))
     if config.run.resume:
         trainer.resume()
-    trainer.fit(build_stream(config, domains, order, preprocessor, place, ds_config, trainer.progress.step))
+    from_rank0(lambda: record(run_dir, config, ds_config))
+    start = trainer.progress.step
+    trainer.fit(build_stream(config, domains, order, preprocessor, place, ds_config, start, cache))
     trainer.print_results(trainer.test())
 
 

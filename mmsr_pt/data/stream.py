@@ -7,14 +7,15 @@ tar -> webdataset -> user sequences with raw bytes -> shuffle block -> Part (a w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
-from mmsr_pt.batch import UserBatch
+from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.data.collate import Part, Pool, RawUser, encode_part, merge
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import Segment, StreamOrder, pool_generator
@@ -134,8 +135,16 @@ class UserStream(IterableDataset):
 class TrainLoader:
     """UserBatches of one rank, merged from its loader workers; iterating it never ends."""
 
-    def __init__(self, stream: UserStream, num_workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        stream: UserStream,
+        num_workers: int,
+        pin_memory: bool,
+        complete: Callable[[ItemInputs], ItemInputs] | None = None,
+    ) -> None:
+        """A loader; `complete` adds to a batch's items what the stream does not read, such as cached activations."""
         self._stream = stream
+        self._complete = complete
         self._num_parts = max(num_workers, 1)
         self._pin_memory = pin_memory
         self._loader = DataLoader(
@@ -143,6 +152,8 @@ class TrainLoader:
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=2 * stream.share.accumulation if num_workers else None,
+            # else its start draws from torch's own state, and a resumed run has other dropout than an unbroken one
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[UserBatch]:
@@ -150,6 +161,8 @@ class TrainLoader:
         # `num_workers` parts are the shares of one micro-batch
         for parts in _groups(self._loader, self._num_parts):
             batch = merge(parts, self._stream.tables, self._stream.preprocessor, self._stream.max_sequence)
+            if self._complete is not None:
+                batch.items = self._complete(batch.items)
             yield batch.pin_memory() if self._pin_memory else batch
 
 

@@ -10,7 +10,6 @@ import functools
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,9 +139,6 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
     Raises:
         UserError: it cannot be had, lacks weights, or does not fit the tokenizer or the length of titles.
     """
-    path = Path(reference).expanduser()
-    if not path.is_dir() and (path.is_absolute() or reference.startswith(".") or reference.count("/") > 1):
-        raise UserError(f"--text hf:{reference}: there is no such directory; give one with config.json and weights")
     # one bar for each rank and each load of a second or two
     transformers.utils.logging.disable_progress_bar()
     try:

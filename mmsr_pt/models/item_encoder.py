@@ -90,10 +90,14 @@ class ContentItemEncoder(ItemEncoder):
     def prefix(self, items: ItemInputs) -> ItemActivations:
         """See ItemEncoder."""
         text = vision = None
-        if self.text is not None:
+        if self.text is not None and items.title_activations is not None:
+            text = Activations(items.title_activations.to(self.text.dtype), items.title_mask)
+        elif self.text is not None:
             assert items.title_ids is not None
             text = self.text.prefix(Activations(items.title_ids, items.title_mask))
-        if self.vision is not None:
+        if self.vision is not None and items.image_activations is not None:
+            vision = Activations(items.image_activations.to(self.vision.dtype))
+        elif self.vision is not None:
             assert items.images is not None
             vision = self.vision.prefix(Activations(items.images))
         return ItemActivations(text=text, vision=vision)

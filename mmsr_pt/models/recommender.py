@@ -20,10 +20,6 @@ from mmsr_pt.models.item_encoder import ItemEncoder, build_item_encoder, item_en
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
 
-COSINE_TEMPERATURE = 0.07
-"""Divides cosines: what contrastive models of text and image settle at."""
-
-
 class MMSRModel(nn.Module, ModelHubMixin):
     """Scores items behind histories: score = `score_scale` * <user vector, item vector>."""
 
@@ -61,7 +57,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
     @property
     def score_scale(self) -> float:
         """What the inner product of a user and an item vector is multiplied by."""
-        return {"scaled": self.config.width**-0.5, "dot": 1.0, "cosine": 1 / COSINE_TEMPERATURE}[self.config.score]
+        return 1 / self.config.temperature if self.config.score == "cosine" else 1.0
 
     def encode_items(self, items: ItemInputs) -> Tensor:
         """[N, D]; of length 1 where scores are cosines."""
@@ -103,7 +99,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         return [*groups, rest_group("sequence_encoder", self.sequence_encoder)]
 
     def _finish(self, vectors: Tensor) -> Tensor:
-        if self.config.score != "cosine":
+        if self.config.score == "dot":
             return vectors
         return F.normalize(vectors.float(), dim=-1).to(vectors.dtype)
 

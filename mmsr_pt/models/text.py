@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,19 +72,28 @@ def build_text_tower(name: str, vocab_size: int | None, title_tokens: int) -> To
     Raises:
         UserError: unknown name, unreadable weights, or weights that do not fit the tokenizer or the titles.
     """
+    check_text_name(name)
     if name == "none":
         return None
     if name == "tiny":
         assert vocab_size is not None, "a tiny text tower needs the size of the vocabulary"
         return TinyText(vocab_size)
+    from mmsr_pt.models.hf_text import load_pretrained
+
+    return load_pretrained(name.removeprefix("hf:"), vocab_size, title_tokens)
+
+
+def check_text_name(name: str) -> None:
+    """Refuses what names no text tower, before anything (a tokenizer on the hub, say) is looked for under that name."""
     kind, _, reference = name.partition(":")
     if kind == "hf" and reference:
-        from mmsr_pt.models.hf_text import load_pretrained
-
-        return load_pretrained(reference, vocab_size, title_tokens)
-    if kind != "hf" and _looks_like_a_model(name):
-        raise UserError(f"--text {name} has no prefix: write hf:{name} for a transformers model or directory")
-    raise unknown_name("text tower", name, ("tiny", "hf:NAME", "hf:/a/local/dir", "none"))
+        path = Path(reference).expanduser()
+        if not path.is_dir() and (path.is_absolute() or reference.startswith(".") or reference.count("/") > 1):
+            raise UserError(f"--text {name}: there is no such directory; give one with config.json and weights")
+    elif name not in ("tiny", "none"):
+        if kind != "hf" and _looks_like_a_model(name):
+            raise UserError(f"--text {name} has no prefix: write hf:{name} for a transformers model or directory")
+        raise unknown_name("text tower", name, ("tiny", "hf:NAME", "hf:/a/local/dir", "none"))
 
 
 def _looks_like_a_model(name: str) -> bool:

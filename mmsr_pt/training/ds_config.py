@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmsr_pt.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from mmsr_pt.log import UserError
 
@@ -41,6 +43,11 @@ def read_ds_config(path: Path, world_size: int) -> dict[str, Any]:
 def zero_stage(config: Mapping[str, Any]) -> int:
     """0 to 3: what is split over the ranks (0 nothing, 1 optimizer state, 2 gradients too, 3 weights too)."""
     return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def precision(config: Mapping[str, Any]) -> torch.dtype:
+    """What the model computes in."""
+    return torch.bfloat16 if _enabled(config, "bf16") else torch.float32
 
 
 def offloads_optimizer(config: Mapping[str, Any]) -> bool:

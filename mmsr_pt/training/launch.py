@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import socket
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def _choose_device(local_rank: int, local_size: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        _keep_freed_memory()
         # else DeepSpeed looks for accelerators and warns that it found none
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
@@ -68,6 +70,18 @@ def _choose_device(local_rank: int, local_size: int) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Keeps glibc from handing every large tensor back to the kernel, to be cleared page by page at the next step.
+
+    That takes a third to a half of a training step's time on a CPU. Elsewhere than with glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _leave_group() -> None:

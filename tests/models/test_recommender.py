@@ -118,18 +118,18 @@ def test_user_vectors_ignore_padding_and_later_items(name):
 
 
 def test_cosine_scores_are_cosines_over_the_temperature():
-    model = build(score="cosine").eval()
+    model = build(score="cosine", temperature=0.2).eval()
     vectors = model.encode_items(items_for(model))
     hidden = model.encode_users(vectors[SEQUENCE], MASK)[MASK]
-    assert model.score_scale == pytest.approx(1 / 0.07)
+    assert model.score_scale == pytest.approx(5)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(7))
     assert torch.allclose(hidden.norm(dim=1), torch.ones(7))
     scores = model.score(hidden, vectors)
     for u, i in ((0, 0), (3, 6)):
         cosine = (hidden[u] @ vectors[i] / (hidden[u].norm() * vectors[i].norm())).item()
-        assert scores[u, i].item() == pytest.approx(cosine / 0.07, abs=1e-4)
+        assert scores[u, i].item() == pytest.approx(5 * cosine, abs=1e-4)
         pair = model.score_pairs(hidden[u : u + 1], vectors[i : i + 1])
-        assert pair.item() == pytest.approx(cosine / 0.07, abs=1e-4)
+        assert pair.item() == pytest.approx(5 * cosine, abs=1e-4)
 
 
 def test_dot_scores_are_plain_inner_products_of_vectors_as_they_are():

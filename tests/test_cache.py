@@ -1,0 +1,172 @@
+"""A model that reads the cache of its frozen bottoms is the model that computes them; a stale cache is never read."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from mmsr_pt.cache import open_cache
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.data.catalogue import item_source
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
+from mmsr_pt.log import UserError
+from mmsr_pt.models.item_encoder import ContentItemEncoder
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.sequence import sequence_encoders
+from tests.models.towers import timm_tower
+
+
+@pytest.fixture
+def domain(small_domain, tmp_path) -> Domain:
+    shutil.copytree(small_domain.path, tmp_path / "domain")
+    return Domain.load(tmp_path / "domain")
+
+
+def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str = "top:1"):
+    """A small model with towers that count as pretrained, and its preprocessing."""
+    from mmsr_pt.models.fusion import fusions
+    from mmsr_pt.models.hf_text import from_config
+    from mmsr_pt.models.text import TinyText
+    from mmsr_pt.models.vision import TinyVision
+
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, fusion_heads=2, text_tune=tune, vision_tune=tune)
+    tokenizer = SentencePieceTokenizer(domain.path / "tokenizer.model")
+    if text == "hf":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        bert = transformers.BertConfig(vocab_size=tokenizer.vocab_size, **sizes)
+        text_tower = from_config(bert.to_dict())
+    else:
+        text_tower = TinyText(tokenizer.vocab_size)
+    vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
+    text_tower.tune(tune)
+    vision_tower.tune(tune)
+    encoder = ContentItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
+    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
+    return model, Preprocessor(tokenizer, encoder.image_spec, title_tokens=20)
+
+
+def open_for(model, preprocessor, domain, dtype=torch.float32):
+    return open_cache(model, preprocessor, [domain], dtype, torch.device("cpu"))
+
+
+def batches_of(source):
+    return list(source(range(10, 50), 16))
+
+
+@pytest.mark.parametrize("tune", ["top:1", "frozen"])
+@pytest.mark.parametrize(("text", "vision"), [("hf", "timm"), ("tiny", "timm"), ("hf", "tiny")])
+def test_cached_items_have_the_vectors_of_raw_ones(domain, text, vision, tune):
+    model, preprocessor = make_model(domain, text, vision, tune)
+    cache = open_for(model, preprocessor, domain)
+    raw, cached = batches_of(item_source(domain, preprocessor)), batches_of(cache.source(domain, 0))
+    for expected, found in zip(raw, cached, strict=True):
+        assert (found.images is None) == (vision == "timm"), "no picture is decoded that is in the cache"
+        assert (found.title_ids is None) == (text == "hf")
+        with torch.no_grad():
+            assert torch.allclose(model.encode_items(found), model.encode_items(expected), atol=1e-5)
+
+
+def test_what_trains_gets_the_same_gradients_from_the_cache(domain):
+    model, preprocessor = make_model(domain)
+    cache = open_for(model, preprocessor, domain)
+    gradients = []
+    for source in (item_source(domain, preprocessor), cache.source(domain, 0)):
+        model.zero_grad()
+        model.encode_items(batches_of(source)[0]).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() > set()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, atol=1e-4, rtol=1e-3), name
+
+
+def test_a_second_start_computes_nothing(domain, monkeypatch):
+    model, preprocessor = make_model(domain)
+    open_for(model, preprocessor, domain)
+    model.item_encoder.vision.prefix = None  # calling it would fail
+    cache = open_for(model, preprocessor, domain)
+    assert len(batches_of(cache.source(domain, 0))) == 3
+
+
+def _more_trained(model, preprocessor, domain):
+    model.item_encoder.vision.tune("top:2")
+    return preprocessor, domain
+
+
+def _other_frozen_weight(model, preprocessor, domain):
+    frozen = next(p for p in model.item_encoder.vision.parameters() if not p.requires_grad)
+    frozen.data.view(-1)[0] += 1e-3
+    return preprocessor, domain
+
+
+def _other_batch_statistics(model, preprocessor, domain):
+    next(b for name, b in model.item_encoder.vision.named_buffers() if name.endswith("running_mean")).add_(1e-3)
+    return preprocessor, domain
+
+
+def _shorter_titles(model, preprocessor, domain):
+    return dataclasses.replace(preprocessor, title_tokens=3), domain
+
+
+def _other_build(model, preprocessor, domain):
+    manifest = domain.path / "domain.json"
+    manifest.write_text(json.dumps({**domain.meta, "fingerprint": "another"}))
+    return preprocessor, Domain.load(domain.path)
+
+
+@pytest.mark.parametrize(
+    "change", [_more_trained, _other_frozen_weight, _other_batch_statistics, _shorter_titles, _other_build]
+)
+def test_a_change_of_what_it_depends_on_makes_a_new_cache(domain, change):
+    model, preprocessor = make_model(domain)
+    open_for(model, preprocessor, domain)
+    open_for(model, *change(model, preprocessor, domain))
+    assert len(list((domain.path / "cache").iterdir())) == 2
+
+
+def test_a_trained_weight_may_change(domain):
+    model, preprocessor = make_model(domain)
+    open_for(model, preprocessor, domain)
+    next(p for p in model.item_encoder.vision.parameters() if p.requires_grad).data.add_(1)
+    open_for(model, preprocessor, domain)
+    assert len(list((domain.path / "cache").iterdir())) == 1
+
+
+def test_an_interrupted_build_is_no_cache(domain, monkeypatch):
+    model, preprocessor = make_model(domain)
+    prefix = model.item_encoder.vision.prefix
+    calls = []
+
+    def failing(inputs):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return prefix(inputs)
+
+    monkeypatch.setattr(model.item_encoder.vision, "prefix", failing)
+    with pytest.raises(KeyboardInterrupt):
+        open_for(model, preprocessor, domain)
+    monkeypatch.undo()
+    cache = open_for(model, preprocessor, domain)
+    expected = batches_of(item_source(domain, preprocessor))[0]
+    with torch.no_grad():
+        found = model.encode_items(batches_of(cache.source(domain, 0))[0])
+        assert torch.allclose(found, model.encode_items(expected), atol=1e-5)
+    assert len(list((domain.path / "cache").iterdir())) == 1
+
+
+def test_a_model_that_trains_in_full_has_nothing_to_cache(domain):
+    with pytest.raises(UserError, match="leave --cache out"):
+        open_for(*make_model(domain, tune="full"), domain)
+
+
+def test_a_disk_without_room_is_found_before_a_byte_is_written(domain, monkeypatch):
+    model, preprocessor = make_model(domain)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.raises(UserError, match="GB free"):
+        open_for(model, preprocessor, domain)
+    assert list((domain.path / "cache").iterdir()) == []

@@ -3,47 +3,79 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmsr_pt.config import PretrainConfig, to_json
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, naming_a_full_disk
 
 BUNDLE = "model"
-_OWN_FILES = {"config.json", "ds_config.json", "metrics.jsonl", "tensorboard", "checkpoints", BUNDLE}
+_CONFIGS = {"config.json", "ds_config.json"}
 
 
 def choose(config: PretrainConfig, domain_name: str) -> Path:
-    """The run directory asked for, else runs/<date>-<domain>."""
-    return config.run.run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{domain_name}"
-
-
-def prepare(run_dir: Path, config: PretrainConfig, ds_config: Mapping[str, Any]) -> Path:
-    """Makes `run_dir`, returns it, and writes the resolved configuration, before the first step; call on rank 0.
+    """The run directory asked for, else runs/<date>-<domain>; nothing is written yet. Call on rank 0.
 
     Raises:
-        UserError: the directory holds something else, or a run that `--resume` was not given for.
+        UserError: the directory holds something else, a run that `--resume` was not given for, or no run to resume.
     """
-    if run_dir.exists():
-        if not run_dir.is_dir():
-            raise UserError(f"--run_dir {run_dir} is a file: name a directory")
-        found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
-        foreign = sorted(found - _OWN_FILES)
-        if foreign and "config.json" not in found:
-            raise UserError(f"--run_dir {run_dir} holds something else ({foreign[0]}): name an empty or new directory")
-        if found and not config.run.resume:
-            raise UserError(
-                f"--run_dir {run_dir} already holds a run: add --resume to go on with it, or name another directory"
-            )
-    elif config.run.resume:
+    run_dir = config.run.run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{domain_name}"
+    _require_directory(run_dir)
+    found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")} if run_dir.exists() else set()
+    is_run = found >= _CONFIGS
+    if found and not is_run:
+        raise UserError(
+            f"--run_dir {run_dir} holds something else ({min(found - _CONFIGS, default='half a run')}): "
+            "name an empty or new directory"
+        )
+    if config.run.resume and not is_run:
         raise UserError(f"--resume: there is no run at {run_dir}: leave out --resume to start one")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write(run_dir / "config.json", to_json(config))
-    _write(run_dir / "ds_config.json", json.dumps(ds_config, indent=2))
+    if is_run and not config.run.resume:
+        raise UserError(
+            f"--run_dir {run_dir} already holds a run: add --resume to go on with it, or name another directory"
+        )
     return run_dir
+
+
+def _require_directory(run_dir: Path) -> None:
+    """Refuses a path that cannot be, or become, a directory to write into."""
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--run_dir {run_dir}: {existing} is a file: name a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--run_dir {run_dir}: {existing} cannot be written to: name another directory")
+
+
+def record(run_dir: Path, config: PretrainConfig, ds_config: Mapping[str, Any]) -> None:
+    """Makes `run_dir` and writes the resolved configuration, before the first step; call on rank 0."""
+    with naming_a_full_disk(run_dir, "free some space, or choose another --run_dir"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(run_dir / "config.json", to_json(config) + "\n")
+        _write(run_dir / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+
+
+def require_space(run_dir: Path, parameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses a disk that cannot take what the run is sure to write there: a checkpoint and the bundle.
+
+    Args:
+        run_dir: need not be there yet.
+        parameters: by name their `shape`, and `group`, which is None where a parameter is frozen.
+    """
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    sizes = [(math.prod(p["shape"]), p["group"] is not None) for p in parameters.values()]
+    # bundle: float32; checkpoint: bf16 at least where frozen, else weights and two moments in float32 at least
+    wanted = sum((4 + (12 if trained else 2)) * size for size, trained in sizes)
+    free = shutil.disk_usage(existing).free
+    if free < wanted:
+        raise UserError(
+            f"--run_dir {run_dir}: its disk has {free / 1e6:,.1f} MB left, a checkpoint and the model need "
+            f"{wanted / 1e6:,.1f} MB: free some space, or choose another --run_dir"
+        )
 
 
 def write_bundle(run_dir: Path, write: Callable[[Path], None]) -> None:
@@ -68,11 +100,15 @@ def write_bundle(run_dir: Path, write: Callable[[Path], None]) -> None:
 class MetricsLog:
     """metrics.jsonl and TensorBoard, with the same numbers; use on rank 0."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, step: int = 0) -> None:
+        """Opens both to go on after `step`; what a run that was killed later than that wrote since is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        path = run_dir / "metrics.jsonl"
+        if path.exists():
+            _write(path, "".join(f"{line}\n" for line in _lines_up_to(path, step)))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def train(self, line: Mapping[str, Any]) -> None:
         """Appends a `train` line; nested mappings become one curve for each entry."""
@@ -103,8 +139,19 @@ class MetricsLog:
         self._board.close()
 
 
+def _lines_up_to(path: Path, step: int) -> Iterator[str]:
+    """The lines of a metrics.jsonl that stand at `step` or before; the last one may have been cut by a kill."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["step"] <= step and entry.get("split") != "test":
+            yield line
+
+
 def _write(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

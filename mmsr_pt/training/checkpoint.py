@@ -59,15 +59,21 @@ class CheckpointManager:
             self._remove_leftovers()
             unfinished.mkdir(parents=True)
         barrier()
-        engine.save(unfinished)
-        torch.save(_random_state(), unfinished / f"rng_rank_{rank():05d}.pt")
-        barrier()
-        if rank() == 0:
-            _write_json(unfinished / _STATE, {**_describe(engine), "step": step, "state": dict(state)})
-            _flush_tree(unfinished)
-            self._publish(unfinished, final)
-            self._remove_old()
-            log.info("checkpoint %s", final)
+        try:
+            engine.save(unfinished)
+            torch.save(_random_state(), unfinished / f"rng_rank_{rank():05d}.pt")
+            barrier()
+            if rank() == 0:
+                _write_json(unfinished / _STATE, {**_describe(engine), "step": step, "state": dict(state)})
+                _flush_tree(unfinished)
+                self._publish(unfinished, final)
+                self._remove_old()
+                log.info("checkpoint %s", final)
+        except Exception:
+            # most likely the disk is full: this would keep it so
+            if rank() == 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         barrier()
         return final
 
@@ -84,7 +90,9 @@ class CheckpointManager:
         """
         path = self.latest()
         if path is None:
-            raise UserError(f"there is no checkpoint in {self.directory} to resume from: leave out --resume to start")
+            raise UserError(
+                f"there is no checkpoint in {self.directory} to resume from: start again in another --run_dir"
+            )
         saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
         _refuse_other_format(path, saved)
         _refuse_other_model(path, saved["parameters"], engine.parameters)

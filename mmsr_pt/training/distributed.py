@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from mmsr_pt.log import UserError
+
 T = TypeVar("T")
 
 
@@ -28,11 +30,24 @@ def barrier() -> None:
 
 
 def from_rank0(make: Callable[[], T]) -> T:
-    """What rank 0 makes, on every rank; the others do not call `make`. Collective: call on every rank."""
-    made = [make() if rank() == 0 else None]
+    """What rank 0 makes, on every rank; the others do not call `make`. Collective: call on every rank.
+
+    Raises:
+        UserError: on every rank, where `make` raises one on rank 0.
+    """
+    outcome: list[tuple[T | None, str | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            outcome = [(make(), None)]
+        except UserError as error:
+            # told to the others too, who would wait for a rank that is gone
+            outcome = [(None, str(error))]
     if world_size() > 1:
-        dist.broadcast_object_list(made, src=0)
-    return made[0]  # type: ignore[return-value]
+        dist.broadcast_object_list(outcome, src=0)
+    made, mistake = outcome[0]
+    if mistake is not None:
+        raise UserError(mistake)
+    return made  # type: ignore[return-value]
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:

@@ -134,7 +134,8 @@ def test_a_directory_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> N
 
 def test_nothing_to_resume_from_is_the_users_mistake(tmp_path: Path) -> None:
     assert CheckpointManager(tmp_path).latest() is None
-    with pytest.raises(UserError, match="there is no checkpoint in .*checkpoints to resume from: leave out --resume"):
+    sentence = "there is no checkpoint in .*checkpoints to resume from: start again in another --run_dir"
+    with pytest.raises(UserError, match=sentence):
         CheckpointManager(tmp_path).load(StubEngine())
 
 

@@ -1,0 +1,102 @@
+"""The README.md of a bundle: what the model is, what it was trained on, and the commands to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.data.domain import Domain
+
+CARD_FILE = "README.md"
+_DIRECTORY = "THIS_DIRECTORY_OR_HUB_ID"
+
+
+def model_card(config: ModelConfig, domains: Sequence[Domain], step: int, validation_ndcg: float) -> str:
+    """A short model card in Markdown, with the header that the Hugging Face hub reads.
+
+    Args:
+        config: of the model.
+        domains: that it was trained on.
+        step: optimizer steps that these weights have seen.
+        validation_ndcg: their NDCG@10 on the validation targets, a fraction, mean over the domains.
+    """
+    names = ", ".join(domain.name for domain in domains)
+    header = ModelCardData(
+        library_name="mmsr_pt", tags=["recommender-system", "sequential-recommendation", *_modalities(config)]
+    )
+    return f"""---
+{header.to_yaml()}
+---
+
+# {kind(config)}, trained on {names}
+
+A sequential recommender: it reads the newest {config.max_history} items of a user's history and scores every item of a
+catalogue as the next one. {_what_an_item_is(config)}
+
+| part | choice |
+| --- | --- |
+{_rows(_parts(config))}
+
+## Training data
+
+| domain | users | items | source and licence |
+| --- | --- | --- | --- |
+{_rows([(d.name, f"{d.num_users:,}", f"{d.num_items:,}", _licence(d)) for d in domains])}
+
+Weights of step {step}, the best of its run: validation NDCG@10 {validation_ndcg:.4f} over the whole catalogue.
+
+## Use
+
+```
+mmsr-pt evaluate  --model {_DIRECTORY} --data DOMAIN
+mmsr-pt recommend --model {_DIRECTORY} --data DOMAIN --history ITEM_ID,ITEM_ID
+```
+
+`DOMAIN` is a directory made by `shards/build.py`. The files here are all it takes: weights, configuration, tokenizer
+and preprocessing.
+"""
+
+
+def kind(config: ModelConfig) -> str:
+    """What the paper calls a model of these parts: MMSR, MMSR-T, MMSR-V or IDSR."""
+    if config.item == "id":
+        return "IDSR"
+    return {"none": "MMSR-V"}.get(config.text) or {"none": "MMSR-T"}.get(config.vision) or "MMSR"
+
+
+def _what_an_item_is(config: ModelConfig) -> str:
+    if config.item == "id":
+        return "An item is a learned vector of its own, so it knows the items of its training data only."
+    content = {"MMSR": "title and picture", "MMSR-T": "title", "MMSR-V": "picture"}[kind(config)]
+    return f"An item is its {content}, so it can rank items and whole catalogues that it was not trained on."
+
+
+def _modalities(config: ModelConfig) -> list[str]:
+    return ["multimodal"] if kind(config) == "MMSR" else []
+
+
+def _parts(config: ModelConfig) -> list[tuple[str, str]]:
+    sequence = ("sequence encoder", f"{config.sequence}, {config.sequence_layers} blocks, width {config.width}")
+    if config.item == "id":
+        return [("item", "learned vectors"), sequence]
+    towers = [("text tower", _tower(config.text)), ("vision tower", _tower(config.vision))]
+    fusion = [("fusion", config.fusion)] if kind(config) == "MMSR" else []
+    return [*towers, *fusion, sequence]
+
+
+def _tower(name: str) -> str:
+    # where a local directory stands is nobody else's matter
+    prefix, _, reference = name.rpartition(":")
+    path = Path(reference)
+    return f"`{prefix}:{path.name}` (a local copy)" if path.is_absolute() or path.is_dir() else f"`{name}`"
+
+
+def _licence(domain: Domain) -> str:
+    return f"{domain.meta['source']}: {domain.meta['licence']}"
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -20,6 +20,7 @@ from mmsr_pt.models.item_encoder import ItemEncoder, build_item_encoder, item_en
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
 
+
 class MMSRModel(nn.Module, ModelHubMixin):
     """Scores items behind histories: score = `score_scale` * <user vector, item vector>."""
 

@@ -1,0 +1,1 @@
+"""Tests of pretrain/run.py, most of them through the real command."""

@@ -1,0 +1,168 @@
+"""Runs that are killed, interrupted, stopped early or taken up with other settings."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mmsr_pt.data.domain import Domain
+from tests.pretrain.launching import (
+    end,
+    finish,
+    launch,
+    losses,
+    made_once,
+    metrics,
+    shared_root,
+    small_run,
+    start,
+)
+
+NUM_STEPS = 14
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Until `path` is there; the process must still run then."""
+    until = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < until, f"no {path} after {timeout} s"
+        time.sleep(0.02)
+
+
+def group_members(group: int) -> list[str]:
+    """Processes of a process group that are still there; a zombie is gone."""
+    lines = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    fields = [line.split(None, 2) for line in lines.splitlines()]
+    return [words[2] for words in fields if int(words[0]) == group and not words[1].startswith("Z")]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, small_domain: Domain) -> None:
+    """With dropout, with a loader process, and with lines in metrics.jsonl that were written after the checkpoint."""
+    flags = ["--steps", NUM_STEPS, "--checkpoint_every", 4, "--eval_every", 5, "--num_workers", 1, "--dropout", 0.2]
+    finish(*small_run(tmp_path, small_domain, *flags, name="straight"))
+    run = small_run(tmp_path, small_domain, *flags, name="killed")
+    process = start(*run)
+    wait_for(tmp_path / "killed" / "checkpoints" / "step_00000004", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert end(process).code == -signal.SIGKILL
+    # as if the kill had come a little later, and in the middle of a line
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "step": 13, "loss": 99.0}\n{"event": "tra')
+    resumed = finish(*run, "--resume")
+    assert f"of {NUM_STEPS}" in resumed.err
+    assert "resumed at step" in resumed.err
+    straight = losses(tmp_path / "straight")
+    assert len(straight) == NUM_STEPS
+    assert losses(tmp_path / "killed") == straight
+    for split in ("valid", "test"):
+        before, after = (
+            [
+                {name: value for name, value in line.items() if name != "seconds"}
+                for line in metrics(tmp_path / name, "eval", split=split)
+            ]
+            for name in ("straight", "killed")
+        )
+        assert after == before
+    weights, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("straight", "killed"))
+    assert all(weights[name].equal(again[name]) for name in weights)
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()) == [
+        "latest", "step_00000012", "step_00000014",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_ends_all_ranks_and_leaves_a_usable_checkpoint(tmp_path: Path, small_domain: Domain) -> None:
+    flags = ["--checkpoint_every", 3, "--eval_every", 1000, "--patience", 0, "--num_workers", 1]
+    process = start(*small_run(tmp_path, small_domain, *flags, "--steps", 5000), num_ranks=2)
+    run_dir = tmp_path / "run"
+    wait_for(run_dir / "checkpoints" / "latest", process)
+    assert len(group_members(process.pid)) >= 6, "launcher, two ranks, two loaders"
+    pressed = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    end(process, timeout=20)
+    while group_members(process.pid):
+        assert time.monotonic() - pressed < 10, group_members(process.pid)
+        time.sleep(0.1)
+    step = int((run_dir / "checkpoints" / "latest").read_text().strip().removeprefix("step_"))
+    finish(*small_run(tmp_path, small_domain, *flags, "--steps", step + 2, "--resume"), num_ranks=2)
+    assert len(losses(run_dir)) == step + 2
+    assert (run_dir / "model" / "model.safetensors").is_file()
+    assert not list((run_dir / "checkpoints").glob(".*")), "nothing half-written is left"
+
+
+def test_a_run_that_stops_improving_ends_early_with_its_best_step(tmp_path: Path, small_domain: Domain) -> None:
+    flags = ["--steps", 50, "--eval_every", 2, "--checkpoint_every", 2, "--patience", 1, "--lr", 1e-12, "--item", "id"]
+    run = small_run(tmp_path, small_domain, *flags)
+    ended = finish(*run)
+    assert len(losses(tmp_path / "run")) == 4, "weights that do not move: the second evaluation cannot be better"
+    assert "no better validation NDCG@10 for 1 evaluations: stopped at step 4" in ended.err
+    assert {line["step"] for line in metrics(tmp_path / "run", "eval", split="test")} == {2}
+    assert "best model (step 2)" in ended.err
+    again = finish(*run, "--resume")
+    assert "stopped at step 4" in again.err
+    assert len(losses(tmp_path / "run")) == 4
+    test = metrics(tmp_path / "run", "eval", split="test", slice="all")
+    assert [line["model"] for line in test] == ["popularity", "transitions", "mmsr"], "the closing lines stand once"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_domain: Domain, worker_id: str) -> Path:
+    """The parent of a run of two steps; its flags are `small_run(finished, ...)`."""
+    parent = shared_root(tmp_path_factory, worker_id) / "finished"
+    return made_once(parent, lambda: finish(*small_run(parent, small_domain, "--steps", 2, "--item", "id")))
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seed", 1], "trained with seed 0, now it is 1"),
+        (["--width", 64], "is of another model: item_encoder."),
+    ],
+)
+def test_a_run_is_not_taken_up_with_another_order_or_model(
+    finished: Path, small_domain: Domain, flags: list[object], sentence: str
+) -> None:
+    before = snapshot(finished / "run")
+    ended = launch(*small_run(finished, small_domain, "--item", "id", "--steps", 4, "--resume", *flags))
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert sentence in ended.errors[0]
+    assert "Traceback" not in ended.err
+    assert snapshot(finished / "run") == before, "a refused run leaves the directory as it was"
+
+
+def test_a_run_is_not_taken_up_on_another_domain(finished: Path, small_domain: Domain, tmp_path: Path) -> None:
+    """As many users and items, so that the same model would fit it."""
+    shutil.copytree(small_domain.path, tmp_path / "other")
+    meta = {**small_domain.meta, "name": "other", "fingerprint": "0123456789abcdef0123456789abcdef"}
+    (tmp_path / "other" / "domain.json").write_text(json.dumps(meta))
+    other = Domain.load(tmp_path / "other")
+    ended = launch(*small_run(finished, other, "--item", "id", "--steps", 4, "--resume"))
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert f"trained with domains ['{small_domain.name} (" in ended.errors[0]
+    assert "now it is ['other (0123456789abcdef)']" in ended.errors[0]
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_refused_once(finished: Path, small_domain: Domain) -> None:
+    config = json.loads((finished / "ds_config.json").read_text())
+    config["train_micro_batch_size_per_gpu"] //= 2
+    (finished / "half.json").write_text(json.dumps(config))
+    flags = ["--item", "id", "--steps", 4, "--resume", "--ds_config", finished / "half.json"]
+    ended = launch(*small_run(finished, small_domain, *flags), num_ranks=2)
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert "was saved on 1 rank" in ended.errors[0]
+    assert "resume with deepspeed --num_gpus 1" in ended.errors[0]
+    assert "Traceback" not in ended.err

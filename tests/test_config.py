@@ -1,0 +1,156 @@
+"""Flags, presets and what a configuration refuses."""
+
+import dataclasses
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsr_pt.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    from_dict,
+    parse_flags,
+    preset,
+    to_json,
+)
+from mmsr_pt.log import UserError
+
+PARTS = (RunConfig, DataConfig, ModelConfig, OptimConfig)
+
+
+def test_no_flags_are_the_defaults() -> None:
+    assert parse_flags([]) == PretrainConfig()
+
+
+def test_flags_reach_their_part_by_bare_name_and_with_hyphens_too() -> None:
+    words = "--steps 7 --data a b --weights 1 0.5 --width 64 --text-lr 3e-5 --resume --run_dir r --loss=bce"
+    config = parse_flags(words.split())
+    assert (config.run.steps, config.run.resume, config.run.run_dir) == (7, True, Path("r"))
+    assert (config.data.data, config.data.weights) == ((Path("a"), Path("b")), (1.0, 0.5))
+    assert (config.model.width, config.optim.text_lr, config.optim.loss) == (64, 3e-5, "bce")
+
+
+def test_no_two_parts_share_a_name() -> None:
+    names = [field.name for part in PARTS for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names)), "flags have no prefix"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_field_says_what_it_means_and_so_does_its_flag(part: type, capsys: pytest.CaptureFixture[str]) -> None:
+    source = inspect.getsource(part)
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(part):
+        assert re.search(rf'^    {field.name}: .*\n    """\w', source, re.MULTILINE), f"{field.name} has no docstring"
+        assert f"--{field.name}" in shown
+
+
+@pytest.mark.parametrize("words", [["--preset", "paper"], ["--preset=paper"]])
+def test_a_flag_beats_its_preset_wherever_it_stands(words: list[str]) -> None:
+    config = parse_flags(["--lr", "0.5", *words, "--width", "48", "--fusion_heads", "4"])
+    assert (config.optim.lr, config.model.width) == (0.5, 48)
+    assert (config.optim.loss, config.model.score, config.run.epochs) == ("bce", "dot", 150)
+    assert config.run.preset == "paper"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_changes_what_it_names_and_nothing_else(name: str) -> None:
+    values, defaults = (dataclasses.asdict(config) for config in (preset(name), PretrainConfig()))
+    for part, fields in values.items():
+        changed = {field: value for field, value in fields.items() if value != defaults[part][field]}
+        changed.pop("preset", None)
+        assert changed.items() <= PRESETS[name].get(part, {}).items()
+
+
+def test_the_paper_preset_is_the_papers_setting() -> None:
+    config = preset("paper")
+    assert (config.optim.loss, config.optim.lr, config.optim.text_lr, config.optim.vision_lr) == ("bce", *3 * [1e-4])
+    assert (config.optim.weight_decay, config.optim.encoder_weight_decay) == (0.1, 0.0)
+    assert (config.model.width, config.model.score, config.model.text_tune) == (768, "dot", "top:2")
+
+
+BAD: list[tuple[type, dict[str, Any], str]] = [
+    (ModelConfig, {"text": "none", "vision": "none"}, "--text none and --vision none leave an item without content"),
+    (ModelConfig, {"width": 30}, "--width 30 must be divisible by --sequence_heads 2 and --fusion_heads 4"),
+    (ModelConfig, {"dropout": 1.0}, r"--dropout 1.0 must lie in \[0, 1\)"),
+    (ModelConfig, {"max_history": 0}, "--max_history 0 must be at least 1"),
+    (DataConfig, {"data": ("a",), "weights": (1.0, 2.0)}, "--weights has 2 numbers for 1 domains"),
+    (DataConfig, {"data": ("a",), "weights": (0.0,)}, "must all be above 0"),
+    (DataConfig, {"num_workers": 6}, "--num_workers 6 must be -1 .choose., 0 .none. or a power of two"),
+    (DataConfig, {"num_workers": -2}, "--num_workers -2 must be"),
+    (DataConfig, {"shuffle_buffer": 0}, "--shuffle_buffer 0 must be at least 1"),
+    (DataConfig, {"pool_size": 0}, "--pool_size 0 must be at least 1"),
+    (OptimConfig, {"lr": 0.0}, "--lr 0.0 must be above 0"),
+    (OptimConfig, {"text_lr": float("nan")}, "--text_lr nan must be above 0"),
+    (OptimConfig, {"final_lr": 1.5}, r"--final_lr 1.5 must lie in \[0, 1\]"),
+    (RunConfig, {"steps": 0}, "--steps 0 must be at least 1"),
+    (RunConfig, {"patience": -1}, "--patience -1 must not be negative"),
+    (RunConfig, {"keep_checkpoints": 0}, "--keep_checkpoints 0 must be at least 1"),
+    (RunConfig, {"resume": True}, "--resume needs --run_dir"),
+]
+
+
+@pytest.mark.parametrize(("part", "values", "sentence"), BAD)
+def test_values_out_of_range_are_refused_by_the_name_of_their_flag(
+    part: type, values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        part(**values)
+
+
+def test_an_id_model_needs_no_tower() -> None:
+    assert ModelConfig(item="id", text="none", vision="none").item == "id"
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 2, 8])
+def test_numbers_of_workers_that_divide_the_lanes_are_allowed(value: int) -> None:
+    assert DataConfig(num_workers=value).num_workers == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--stepz 3", "unknown flag --stepz: did you mean --steps? --help lists all flags"),
+        ("--text_Lr=3", "unknown flag --text_Lr: did you mean --text_lr? --help lists all flags"),
+        ("--qqqq", "unknown flag --qqqq: --help lists all flags"),
+        ("--preset papr", "unknown preset 'papr'; known: default, paper. Did you mean 'paper'?"),
+    ],
+)
+def test_unknown_names_come_with_the_nearest(words: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_flags(words.split())
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("words", ["--steps x", "--steps", "--loss x", "--seed 1.5", "x", "--weights x", "--resume=x"])
+def test_what_the_parser_says_is_one_plain_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as error:
+        parse_flags(words.split())
+    said = str(error.value)
+    assert capsys.readouterr().err == ""
+    assert words.partition("=")[0].split()[0] in said or "x" in said
+    assert "--help" in said
+    assert not re.search("[\n│╭╰─]|Error parsing (run|data|model|optim)", said)
+
+
+def test_json_and_back() -> None:
+    config = preset("paper")
+    values = json.loads(to_json(config))
+    assert from_dict(ModelConfig, values["model"], "config.json") == config.model
+    assert from_dict(OptimConfig, values["optim"], "config.json") == config.optim
+    assert values["run"]["ds_config"] == "ds_configs/zero2.json"
+
+
+def test_a_field_nobody_knows_is_named_with_its_file() -> None:
+    with pytest.raises(UserError, match=r"config.json: unknown setting 'widht'.*Did you mean 'width'\?"):
+        from_dict(ModelConfig, {"widht": 3}, "config.json")

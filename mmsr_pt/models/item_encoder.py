@@ -15,7 +15,8 @@ from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup
 from mmsr_pt.models.text import build_text_tower, text_tower_from_config
 from mmsr_pt.models.tower import Activations, Tower
-from mmsr_pt.models.vision import VisionTower, build_vision_tower, vision_tower_from_config
+from mmsr_pt.models.vision import build_vision_tower, vision_tower_from_config
+from mmsr_pt.models.vision_tower import VisionTower
 
 
 class ItemActivations(NamedTuple):

@@ -13,7 +13,7 @@ from timm.models import ConvNeXt, EfficientNet, ResNet, SwinTransformer, VisionT
 from torch import Tensor, nn
 
 from mmsr_pt.models.tower import BLOCK
-from mmsr_pt.models.vision import grid_to_tokens
+from mmsr_pt.models.vision_tower import grid_to_tokens
 
 
 class Piece(NamedTuple):

@@ -22,7 +22,7 @@ from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
 from mmsr_pt.models.timm_families import cut_of, running_functions, to_tokens
 from mmsr_pt.models.tower import Step
-from mmsr_pt.models.vision import VisionTower
+from mmsr_pt.models.vision_tower import VisionTower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)

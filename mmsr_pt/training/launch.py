@@ -75,8 +75,8 @@ def _choose_device(local_rank: int, local_size: int) -> torch.device:
 def _keep_freed_memory() -> None:
     """Keeps glibc from handing tensors of up to 32 MB back to the kernel, to be cleared page by page at the next step.
 
-    Clearing pages takes up to a third of a training step on a CPU. Larger ones still go back: kept too, they would leave
-    holes that let the process grow several times over. Elsewhere than with glibc this does nothing.
+    Clearing pages takes up to a third of a training step on a CPU. Larger ones still go back: kept too, they would
+    leave holes that let the process grow several times over. Elsewhere than with glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -19,7 +19,8 @@ from transformers import (
 
 from mmsr_pt.models.text import TinyText, text_tower_from_config
 from mmsr_pt.models.tower import Activations, Tower
-from mmsr_pt.models.vision import TinyVision, VisionTower, vision_tower_from_config
+from mmsr_pt.models.vision import TinyVision, vision_tower_from_config
+from mmsr_pt.models.vision_tower import VisionTower
 
 VOCAB = 60
 

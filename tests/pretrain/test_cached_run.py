@@ -1,0 +1,65 @@
+"""A run with --cache learns what the run without it learns, and decodes nothing that is in the cache."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from mmsr_pt.data.domain import Domain
+from tests.pretrain.launching import ds_config, finish, launch, losses, metrics
+
+
+@pytest.fixture
+def domain(tmp_path: Path, small_domain: Domain) -> Domain:
+    """A copy: caches are written into the domain directory."""
+    return Domain.load(shutil.copytree(small_domain.path, tmp_path / "domain"))
+
+
+@pytest.fixture
+def towers(tmp_path: Path, domain: Domain) -> list[str]:
+    """Flags that name a small BERT and a small EfficientNet, untrained, in local directories."""
+    torch.manual_seed(0)
+    bert, vision = tmp_path / "bert", tmp_path / "vision"
+    words = sorted({word.strip(",.") for title in domain.titles() for word in title.lower().split()})
+    bert.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (bert / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(bert)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(bert)
+    model = timm.create_model("test_efficientnet", pretrained=False)
+    timm.models.save_for_hf(model, str(vision), safe_serialization=True)
+    save_file(model.state_dict(), vision / "model.safetensors")
+    return ["--text", f"hf:{bert}", "--vision", f"timm:local-dir:{vision}"]
+
+
+def flags(tmp_path: Path, domain: Domain, stage: int, micro_batch: int) -> list[object]:
+    config = ds_config(tmp_path / f"stage{stage}_{micro_batch}.json", stage, micro_batch)
+    sizes = ["--width", 16, "--fusion_heads", 2, "--max_history", 6, "--title_tokens", 8, "--pool_size", 8]
+    return ["--ds_config", config, "--data", domain.path, *sizes, "--dropout", 0, "--steps", 4, "--log_every", 1]
+
+
+def test_learns_the_same_on_two_ranks_at_stage_3_as_without(tmp_path: Path, domain: Domain, towers: list[str]) -> None:
+    plain = [*flags(tmp_path, domain, 0, 8), *towers, "--run_dir", tmp_path / "plain"]
+    cached = [*flags(tmp_path, domain, 3, 4), *towers, "--run_dir", tmp_path / "cached", "--cache"]
+    finish(*plain)
+    ended = finish(*cached, num_ranks=2)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    assert "caching the frozen part" in ended.err
+    (without,), (with_cache,) = (
+        metrics(tmp_path / name, "eval", model="mmsr", split="valid", slice="all") for name in ("plain", "cached")
+    )
+    assert with_cache["MRR"] == pytest.approx(without["MRR"], rel=1e-3)
+
+
+def test_an_id_model_has_nothing_to_cache(tmp_path: Path, domain: Domain) -> None:
+    run_dir = tmp_path / "run"
+    ended = launch(*flags(tmp_path, domain, 2, 8), "--item", "id", "--cache", "--run_dir", run_dir)
+    assert ended.code == 2
+    assert len(ended.errors) == 1
+    assert "leave --cache out" in ended.errors[0]
+    assert not run_dir.exists()

@@ -59,10 +59,17 @@ class ModelConfig:
     """What of the text tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
     vision_tune: str = "top:2"
     """What of the vision tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
-    score: Literal["cosine", "dot"] = "cosine"
-    """How a user vector meets an item vector: cosine / temperature, or inner product (the paper)."""
+    score: Literal["scaled", "cosine", "dot"] | None = None
+    """How a user meets an item: inner product / sqrt(D), cosine / temperature, or inner product (the paper). None
+    given: scaled for content, since untrained towers do not get started on cosines; cosine for `--item id`, whose
+    vectors start too short for products."""
     temperature: float = 0.1
-    """Divides cosine scores; unused by `dot`."""
+    """Divides cosine scores; unused by the others."""
+
+    @property
+    def score_kind(self) -> Literal["scaled", "cosine", "dot"]:
+        """`score`, or what stands for it where none is given."""
+        return self.score or ("cosine" if self.item == "id" else "scaled")
 
     def __post_init__(self) -> None:
         _require(

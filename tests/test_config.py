@@ -154,3 +154,11 @@ def test_json_and_back() -> None:
 def test_a_field_nobody_knows_is_named_with_its_file() -> None:
     with pytest.raises(UserError, match=r"config.json: unknown setting 'widht'.*Did you mean 'width'\?"):
         from_dict(ModelConfig, {"widht": 3}, "config.json")
+
+
+def test_scores_follow_what_an_item_is_unless_given() -> None:
+    assert parse_flags([]).model.score_kind == "scaled"
+    assert parse_flags(["--item", "id"]).model.score_kind == "cosine"
+    assert parse_flags(["--item", "id", "--score", "dot"]).model.score_kind == "dot"
+    assert parse_flags(["--item", "id", "--preset", "paper"]).model.score_kind == "dot"
+    assert parse_flags(["--score", "cosine"]).model.score_kind == "cosine"

@@ -58,7 +58,9 @@ class MMSRModel(nn.Module, ModelHubMixin):
     @property
     def score_scale(self) -> float:
         """What the inner product of a user and an item vector is multiplied by."""
-        return 1 / self.config.temperature if self.config.score == "cosine" else 1.0
+        if self.config.score_kind == "cosine":
+            return 1 / self.config.temperature
+        return self.config.width**-0.5 if self.config.score_kind == "scaled" else 1.0
 
     def encode_items(self, items: ItemInputs) -> Tensor:
         """[N, D]; of length 1 where scores are cosines."""
@@ -74,7 +76,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         Returns:
             [B, L, D]; the output at a position scores the item after it. Values at padding have no meaning.
         """
-        if self.config.score == "cosine":
+        if self.config.score_kind == "cosine":
             # back from length 1 to entries of size 1, the size at which positions are added
             vectors = vectors * self.config.width**0.5
         return self._finish(self.sequence_encoder(vectors, mask))
@@ -100,7 +102,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         return [*groups, rest_group("sequence_encoder", self.sequence_encoder)]
 
     def _finish(self, vectors: Tensor) -> Tensor:
-        if self.config.score == "dot":
+        if self.config.score_kind != "cosine":
             return vectors
         return F.normalize(vectors.float(), dim=-1).to(vectors.dtype)
 

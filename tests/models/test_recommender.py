@@ -117,6 +117,15 @@ def test_user_vectors_ignore_padding_and_later_items(name):
     assert torch.allclose(model.encode_users(vectors[later], MASK[:1])[0, :3], hidden[0, :3], atol=1e-5)
 
 
+def test_scaled_scores_are_inner_products_over_the_root_of_the_width():
+    model = build(score="scaled").eval()
+    vectors = model.encode_items(items_for(model))
+    hidden = model.encode_users(vectors[SEQUENCE], MASK)[MASK]
+    expected = (hidden[0] * vectors[2]).sum() / model.config.width**0.5
+    assert model.score(hidden, vectors)[0, 2].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert model.score_pairs(hidden[:1], vectors[2:3]).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
 def test_cosine_scores_are_cosines_over_the_temperature():
     model = build(score="cosine", temperature=0.2).eval()
     vectors = model.encode_items(items_for(model))

@@ -15,9 +15,12 @@ from mmsr_pt.data.order import StreamOrder, choose_lanes
 from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
 from mmsr_pt.data.shards.build import ensure_drawn_domain
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
+from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
+from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.text import check_text_name
+from mmsr_pt.training.distributed import rank
 from mmsr_pt.training.ds_config import precision
 from mmsr_pt.training.launch import DistInfo
 
@@ -64,7 +67,10 @@ def num_workers(config: PretrainConfig, world_size: int) -> int:
 
 
 def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
-    """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
+    """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.
+
+    Rank 0 prints which of its layer groups train.
+    """
     if config.item == "content":
         check_text_name(config.text)
     tokenizer = tokenizer_for(config.text, domains[0].path) if config.item == "content" else None
@@ -73,6 +79,8 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,
         num_items=domains[0].num_items if config.item == "id" else None,
     )
+    if rank() == 0:
+        wide_console().print(group_table(model.layer_groups(), model))
     return model, Preprocessor(tokenizer, model.image_spec, config.title_tokens)
 
 

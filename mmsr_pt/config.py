@@ -125,7 +125,7 @@ class OptimConfig:
 
     loss: Literal["softmax", "bce"] = "softmax"
     """bce: the paper's, one uniform negative a position; softmax: over the batch of all ranks and the pool, logQ."""
-    lr: float = 1e-3
+    lr: float = 5e-4
     """Learning rate of fusion, projections, sequence encoder and `tiny` towers."""
     text_lr: float = 1e-4
     """Learning rate of a pretrained text tower's trained blocks."""

@@ -80,7 +80,7 @@ def user_facing(main: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt:
             # os._exit: loader workers and collectives may be waiting for this rank and would hang a normal exit
-            logging.getLogger(__name__).warning("interrupted; what was complete stays as it is (a run goes on with --resume)")
+            logging.getLogger(__name__).warning("interrupted; what was complete stays (a run goes on with --resume)")
             sys.stderr.flush()
             os._exit(130)
 

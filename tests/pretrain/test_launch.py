@@ -267,6 +267,7 @@ def test_real_towers_on_real_purchases_learn_the_same_in_every_layout(tmp_path: 
             run = start("--ds_config", config, "--run_dir", run_dir, *flags, "--steps", 1000, num_ranks=num_ranks)
             curves[stage, num_ranks] = first_losses(run, run_dir, 50)
     reference = curves[0, 1]
-    assert reference[-1] < reference[0] - 0.5, "it must learn, else the curves could hardly differ"
+    first, last = sum(reference[:10]) / 10, sum(reference[-10:]) / 10
+    assert last < first - 0.1, "it must learn, else the curves could hardly differ"
     for layout, curve in curves.items():
         assert curve == pytest.approx(reference, rel=1e-4), layout

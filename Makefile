@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | bench
+# make demo | test | test-all | lint | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from mmsr_pt.models.text import check_text_name
 from mmsr_pt.training.distributed import rank
 from mmsr_pt.training.ds_config import precision
 from mmsr_pt.training.launch import DistInfo
-
-log = logging.getLogger(__name__)
 
 
 def open_domains(config: PretrainConfig) -> list[Domain]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import ItemSource
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.models.tower import Activations
+from mmsr_pt.models.tower import Activations, Tower
 from mmsr_pt.training.distributed import barrier, from_rank0, rank, world_size
 
 log = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ def open_cache(
     return ItemCache(raw, stores, bases)
 
 
-def _is_cut(tower: torch.nn.Module | None) -> bool:
-    return tower is not None and bool(tower.has_prefix)
+def _is_cut(tower: Tower | None) -> bool:
+    return tower is not None and tower.has_prefix
 
 
 def _open(
@@ -145,7 +144,7 @@ def _build(
     source = item_source(domain, reads)
     text, _, vision = _prefix(encoder, next(source(range(1), 1)).to(device))
 
-    def prepare() -> str:
+    def prepare() -> None:
         layout = Layout(
             num_items=domain.num_items,
             dtype=str(dtype).removeprefix("torch."),
@@ -158,17 +157,16 @@ def _build(
         free = shutil.disk_usage(unfinished).free
         if layout.num_bytes > free:
             shutil.rmtree(unfinished)
-            return (
+            raise UserError(
                 f"--cache needs {layout.num_bytes / 1e9:.2f} GB in {directory.parent}, which has {free / 1e9:.2f} GB "
                 "free: make room, move the domain, or leave --cache out"
             )
-        log.info("caching the frozen part of %d items of %s: %.2f GB", *_summary(layout, domain))
+        log.info(
+            "caching the frozen part of %d items of %s: %.2f GB", layout.num_items, domain.name, layout.num_bytes / 1e9
+        )
         ActivationStore.create(unfinished, layout, lengths)
-        return ""
 
-    problem = from_rank0(prepare)
-    if problem:
-        raise UserError(problem)
+    from_rank0(prepare)
     store = ActivationStore(unfinished)
     rows = range(domain.num_items * rank() // world_size(), domain.num_items * (rank() + 1) // world_size())
     bar = tqdm(
@@ -176,7 +174,7 @@ def _build(
         desc="cache",
         unit="item",
         disable=rank() != 0,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
+        mininterval=redraw_seconds(),
     )
     for items in source(rows, 32) if rows else ():
         store.write(items.ids, *_prefix(encoder, items.to(device)))
@@ -188,10 +186,6 @@ def _build(
     barrier()
     if not directory.is_dir():
         raise UserError(f"{directory} was built by another host: --cache needs domains on a file system all hosts see")
-
-
-def _summary(layout: Layout, domain: Domain) -> tuple[int, str, float]:
-    return layout.num_items, domain.name, layout.num_bytes / 1e9
 
 
 def _prefix(encoder: ContentItemEncoder, items: ItemInputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

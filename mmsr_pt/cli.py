@@ -9,10 +9,8 @@ Both run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launc
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -38,11 +36,9 @@ from mmsr_pt.evaluation.evaluate import (
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import results_table, wide_console
 from mmsr_pt.hub import find_bundle, load_model
-from mmsr_pt.log import UserError, setup_logging, user_facing
+from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
-
-log = logging.getLogger(__name__)
 
 app = tyro.extras.SubcommandApp()
 
@@ -134,7 +130,7 @@ def _with_progress(source: ItemSource) -> ItemSource:
             total=math.ceil(len(rows) / batch_size),
             unit="batch",
             disable=not processes().is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+            mininterval=redraw_seconds(),
         )
 
     return shown

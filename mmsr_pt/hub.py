@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
+from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -50,9 +48,8 @@ def _download(hub_id: str) -> Path:
     try:
         directory = Path(snapshot_download(hub_id))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{hub_id} is neither a directory here nor a model that could be had from the hub ({reason})"
+            f"{hub_id} is neither a directory here nor a model that could be had from the hub ({reason(error)})"
         ) from error
     if not (directory / WEIGHTS_FILE).is_file():
         raise UserError(f"the hub's {hub_id} has no {WEIGHTS_FILE}: it is not a model of this toolkit")
@@ -66,17 +63,16 @@ def load_model(bundle: Path, domain: Domain) -> tuple[MMSRModel, Preprocessor]:
         UserError: the bundle is incomplete, or the model cannot read this domain.
     """
     model, preprocessor = MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle)
-    if model.config.item == "id":
-        trained_on = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))["trained_on"]
-        if domain.fingerprint not in {entry["fingerprint"] for entry in trained_on}:
-            names = ", ".join(entry["name"] for entry in trained_on)
-            raise UserError(
-                f"{bundle} is an ID model, which knows the items of {names} only; {domain.path} is another domain or "
-                "another build: use the domain it was trained on, or a model trained with --item content"
-            )
+    fingerprints = {entry["fingerprint"] for entry in model.trained_on}
+    if model.config.item == "id" and domain.fingerprint not in fingerprints:
+        names = ", ".join(entry["name"] for entry in model.trained_on)
+        raise UserError(
+            f"{bundle} is an ID model, which knows the items of {names} only; {domain.path} is another domain or "
+            "another build: use the domain it was trained on, or a model trained with --item content"
+        )
     for part, modality in ((preprocessor.tokenizer, "text"), (preprocessor.image, "image")):
         if part is not None and modality not in domain.modalities:
             raise UserError(
                 f"{bundle} reads {modality}, {domain.path} was built without: build it again with {modality}"
             )
-    return model.eval(), preprocessor
+    return model, preprocessor

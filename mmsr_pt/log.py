@@ -24,6 +24,17 @@ class UserError(ValueError):
     """The user's mistake: its message is one sentence with what was given, what is allowed and what to type."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what a library says was wrong, else the kind of its exception."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def redraw_seconds() -> float:
+    """Least time between two drawings of a progress bar: smooth on a terminal, four lines a minute in a file."""
+    return 0.5 if sys.stderr.isatty() else 15
+
+
 def setup_logging(rank: int = 0) -> None:
     """Logs to stderr with the time; ranks other than 0 speak only from WARNING upwards."""
     logging.basicConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import Split
 from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.table import results_table, wide_console
-from mmsr_pt.log import UserError, naming_a_full_disk
+from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE, MetricsLog, write_bundle
 from mmsr_pt.training.checkpoint import CheckpointManager
@@ -135,7 +134,7 @@ class Trainer:
             desc="train",
             unit="step",
             disable=self.place.rank != 0,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+            mininterval=redraw_seconds(),
             dynamic_ncols=True,
         )
         # whatever ends the loop, the bar's line is closed, and log lines stand above it and not behind it

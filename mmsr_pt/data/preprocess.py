@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.data.domain import TOKENIZER_FILE
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 
 PREPROCESSOR_FILE = "preprocessor.json"
 _FORMAT_VERSION = 1
@@ -85,7 +85,7 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name_or_dir)
         except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer at {name_or_dir!r}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"no tokenizer at {name_or_dir!r}: {reason(error)}") from error
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.vocab_size = len(self._tokenizer)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
@@ -149,10 +149,9 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
             reference, config=config, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # files and downloads fail in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--text hf:{reference} could not be loaded ({reason}): give a hub name that can be downloaded, or a "
-            "directory with config.json and model.safetensors"
+            f"--text hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, or "
+            "a directory with config.json and model.safetensors"
         ) from error
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:

@@ -53,23 +53,22 @@ def _vision_transformer(model: Any) -> Iterator[Piece]:
 
 
 def _swin(model: Any) -> Iterator[Piece]:
-    yield Piece("stem", ("patch_embed",), model.patch_embed)
-    last = "stem"
-    for s, stage in enumerate(model.layers):
-        for piece in _stage(f"layers.{s}", stage, last):
-            last = piece.group
-            yield piece
-    yield Piece(last, ("norm",), model.norm)
+    return _staged(model, stem="patch_embed", stages="layers", norm="norm")
 
 
 def _convnext(model: Any) -> Iterator[Piece]:
-    yield Piece("stem", ("stem",), model.stem)
+    return _staged(model, stem="stem", stages="stages", norm="norm_pre")
+
+
+def _staged(model: Any, stem: str, stages: str, norm: str) -> Iterator[Piece]:
+    """A stem, stages of blocks and a norm, by the names that a family has for them."""
+    yield Piece("stem", (stem,), getattr(model, stem))
     last = "stem"
-    for s, stage in enumerate(model.stages):
-        for piece in _stage(f"stages.{s}", stage, last):
+    for s, stage in enumerate(getattr(model, stages)):
+        for piece in _stage(f"{stages}.{s}", stage, last):
             last = piece.group
             yield piece
-    yield Piece(last, ("norm_pre",), model.norm_pre)
+    yield Piece(last, (norm,), getattr(model, norm))
 
 
 def _stage(name: str, stage: Any, last: str) -> Iterator[Piece]:

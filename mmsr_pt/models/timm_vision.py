@@ -19,7 +19,7 @@ from timm.models import group_parameters, load_model_config_from_hf
 from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.timm_families import cut_of, running_functions, to_tokens
 from mmsr_pt.models.tower import Step
 from mmsr_pt.models.vision_tower import VisionTower
@@ -154,9 +154,8 @@ def load_pretrained(reference: str) -> VisionTower:
             model_args = load_model_config_from_hf(place)[2] or {}
         backbone = timm.create_model(reference, pretrained=True, num_classes=0)
     except Exception as error:  # files and downloads fail in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--vision timm:{reference} could not be loaded ({reason}): give a model that can be downloaded, or "
+            f"--vision timm:{reference} could not be loaded ({reason(error)}): give a model that can be downloaded, or "
             "timm:local-dir:DIR with a directory that holds config.json and model.safetensors"
         ) from error
     # the head is not built again

@@ -11,7 +11,7 @@ import polars as pl
 from mmsr_pt.data.domain import COLD_BELOW
 from mmsr_pt.data.shards.problems import MAX_EXAMPLES, Problems
 from mmsr_pt.data.sources.base import RawDomain
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 
 NUM_HELD_OUT = 2
 
@@ -69,7 +69,7 @@ def read_interactions(raw: RawDomain, item_ids: pl.Series, usable: pl.Series, pr
             .collect(engine="streaming")
         )
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"the interactions in {raw.root} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the interactions in {raw.root} cannot be read: {reason(error)}") from error
     num_read = coded.height
     faults = {
         "missing_id": pl.col("user").is_null() | pl.col("no_item"),

@@ -17,7 +17,7 @@ from mmsr_pt.data.shards.problems import MAX_EXAMPLES, Problems
 from mmsr_pt.data.shards.tars import Blocks, TarSummary, TarWriter, item_key, to_json
 from mmsr_pt.data.shards.workers import Workers, progress
 from mmsr_pt.data.sources import RawDomain
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 
 _MAX_TAR_ITEMS = 4096
 _MAX_TAR_BYTES = 64 * 2**20
@@ -36,7 +36,7 @@ def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) 
     try:
         items = raw.items.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"the items table in {raw.root} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the items table in {raw.root} cannot be read: {reason(error)}") from error
     items = items.with_columns(
         # one line without runs of spaces: what tokenizers and JSON readers see should be what people see
         pl.col("title").str.replace_all(r"[\s\x00]+", " ").str.strip_chars().fill_null(""),

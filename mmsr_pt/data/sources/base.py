@@ -10,7 +10,7 @@ from typing import Protocol
 
 import polars as pl
 
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 from mmsr_pt.registry import Registry
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -63,7 +63,7 @@ def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
         table = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
         found = table.collect_schema().names()
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as a table: {reason(error)}") from error
     missing = [name for name in required if name not in found]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(found)}")

@@ -69,6 +69,10 @@ class ItemInputs(_Tensors):
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def select(self, rows: Tensor) -> ItemInputs:
+        """The items at `rows` [n] int64, in that order."""
+        return self._map("index_select", 0, rows)
+
 
 @dataclass
 class UserBatch(_Tensors):

@@ -51,6 +51,9 @@ class ModelConfig:
     """D: width of item vectors and of the sequence encoder (the paper: 768)."""
     dropout: float = 0.1
     """Dropout of the sequence encoder and the fusion, in [0, 1)."""
+    attention_dropout: float = 0.0
+    """Dropout of attention probabilities in every part, pretrained towers included, in [0, 1) (the paper: 0.1). Above 0
+    a CPU leaves its fused attention kernel, which takes several times as long."""
     max_history: int = 20
     """L: the newest items of a history that the sequence encoder reads."""
     title_tokens: int = 50
@@ -82,7 +85,8 @@ class ModelConfig:
             f"and --fusion_heads {self.fusion_heads}",
         )
         _require(self.temperature > 0, f"--temperature {self.temperature} must be above 0")
-        _require(0 <= self.dropout < 1, f"--dropout {self.dropout} must lie in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
 
@@ -201,7 +205,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     # sections 4.2 and 4.4, appendix B of the paper
     "paper": {
-        "model": {"width": 768, "sequence_layers": 2, "sequence_heads": 2, "fusion_heads": 12, "score": "dot"},
+        "model": {
+            "width": 768,
+            "sequence_layers": 2,
+            "sequence_heads": 2,
+            "fusion_heads": 12,
+            "score": "dot",
+            "attention_dropout": 0.1,
+        },
         "optim": {"loss": "bce", "lr": 1e-4, "text_lr": 1e-4, "vision_lr": 1e-4, "weight_decay": 0.1},
         "run": {"epochs": 150, "patience": 0},
     },

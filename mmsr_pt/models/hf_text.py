@@ -16,9 +16,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import AttentionMaskInterface, create_bidirectional_mask, sdpa_mask
 
 from mmsr_pt.log import UserError, reason
+from mmsr_pt.models.attention import attend
 from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
@@ -47,6 +48,7 @@ class BertLikeText(Tower):
         # nothing reads the pooled first token: as a trained group it would never get a gradient
         if hasattr(backbone, "pooler"):
             backbone.pooler = None
+        _use_own_attention(backbone)
         self.backbone = backbone
         self.out_dim = backbone.config.hidden_size
 
@@ -74,6 +76,32 @@ class BertLikeText(Tower):
     def _embed(self, title_ids: Tensor, _: object) -> Tensor:
         hidden = self.backbone.embeddings(title_ids)
         return self.backbone.embeddings_project(hidden) if hasattr(self.backbone, "embeddings_project") else hidden
+
+
+_ATTENTION = "mmsr_pt"
+"""What the library knows `attend` as."""
+
+
+def _use_own_attention(backbone: PreTrainedModel) -> None:
+    """Makes the library's attention modules call `attend`, with the masks that they would give to torch's own."""
+    transformers.AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    backbone.set_attn_implementation(_ATTENTION)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """`attend` with the signature of transformers' AttentionInterface."""
+    mixed = attend(query, key, value, attention_mask, dropout, scale=scaling)
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:

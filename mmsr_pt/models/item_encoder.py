@@ -5,8 +5,11 @@ Shapes: N items, T text tokens, V vision tokens, d a tower's width, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
@@ -55,6 +58,12 @@ class ItemEncoder(nn.Module):
         return self.suffix(self.prefix(items))
 
 
+_PIECE = {"cpu": 64}
+"""Items encoded at once, by type of device: on a CPU so few that what one layer hands to the next stays in its caches,
+elsewhere as many as fill an accelerator."""
+_PIECE_ELSEWHERE = 512
+
+
 class ContentItemEncoder(ItemEncoder):
     """Titles, images or both: towers, a projection of their tokens to the width D, then fusion or a plain mean."""
 
@@ -88,6 +97,32 @@ class ContentItemEncoder(ItemEncoder):
                 groups.append(rest_group(child, module))
         return groups
 
+    def forward(self, items: ItemInputs) -> Tensor:
+        """[N, D], encoded in pieces of titles of like length, so that little of what is computed is padding."""
+        pieces = self._pieces(items)
+        if len(pieces) == 1:
+            return self.suffix(self.prefix(items))
+        vectors = [self.suffix(self.prefix(_trimmed(items.select(rows), longest))) for rows, longest in pieces]
+        places = torch.empty_like(items.ids)
+        places[torch.cat([rows for rows, _ in pieces])] = torch.arange(len(items), device=places.device)
+        return F.embedding(places, torch.cat(vectors))
+
+    def _pieces(self, items: ItemInputs) -> list[tuple[Tensor, int | None]]:
+        """(rows, tokens of the longest title among them) of each piece; one piece of all items where that must be.
+
+        ZeRO-3 gathers weights at every call of a module, and ranks must call equally often, whatever they hold.
+        """
+        size = _PIECE.get(items.ids.device.type, _PIECE_ELSEWHERE)
+        is_split = any(parameter.numel() == 0 for parameter in self.parameters())
+        if is_split or len(items) <= size:
+            return [(torch.arange(len(items), device=items.ids.device), None)]
+        if items.title_mask is None:
+            return [(rows, None) for rows in torch.arange(len(items), device=items.ids.device).split(size)]
+        lengths, order = items.title_mask.sum(dim=1).sort()
+        # the one moment at which the host must know what is on the device
+        longest = lengths[size - 1 :: size].tolist() + lengths[-1:].tolist()
+        return list(zip(order.split(size), longest))
+
     def prefix(self, items: ItemInputs) -> ItemActivations:
         """See ItemEncoder."""
         text = vision = None
@@ -120,6 +155,18 @@ class ContentItemEncoder(ItemEncoder):
             return masked_mean(text, mask)
         assert vision is not None
         return vision.mean(dim=1)
+
+
+def _trimmed(items: ItemInputs, longest: int | None) -> ItemInputs:
+    """The same items without the padding that no title of theirs needs."""
+    if longest is None:
+        return items
+    cut = {
+        name: value[:, :longest]
+        for name in ("title_ids", "title_mask", "title_activations")
+        if (value := getattr(items, name)) is not None
+    }
+    return dataclasses.replace(items, **cut)
 
 
 class IdItemEncoder(ItemEncoder):

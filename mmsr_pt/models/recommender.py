@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig, from_dict
 from mmsr_pt.models import bundle
+from mmsr_pt.models.dropout import set_dropout
 from mmsr_pt.models.item_encoder import ItemEncoder, build_item_encoder, item_encoder_from_config, rest_group
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
@@ -30,8 +31,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         self.item_encoder = item_encoder
         self.sequence_encoder = sequence_encoder
         self.trained_on: list[dict[str, str]] = []
-        if config.dropout == 0:
-            _without_dropout(self)
+        set_dropout(self, config.dropout, config.attention_dropout)
 
     @classmethod
     def build(cls, config: ModelConfig, vocab_size: int | None = None, num_items: int | None = None) -> MMSRModel:
@@ -172,14 +172,3 @@ class MMSRModel(nn.Module, ModelHubMixin):
         bundle.load_weights(directory, model)
         model.trained_on = saved["trained_on"]
         return model.eval()
-
-
-def _without_dropout(model: nn.Module) -> None:
-    """`--dropout 0` turns off the towers' own dropout too; else pretrained towers keep that of their configuration."""
-    for module in model.modules():
-        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
-            module.p = 0.0
-        # timm drops whole paths; some attention modules keep their rate as a plain number
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "drop_prob"):
-                setattr(module, name, 0.0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from timm.models import ConvNeXt, EfficientNet, ResNet, SwinTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from mmsr_pt.models.depthwise import speed_up_depthwise
 from mmsr_pt.models.tower import BLOCK
 from mmsr_pt.models.vision_tower import grid_to_tokens
 
@@ -30,6 +31,7 @@ def running_functions(backbone: nn.Module) -> nn.Module:
     Parameters that hang on the backbone itself (a class token) are gathered by ZeRO-3 in its call and nowhere else.
     """
     backbone.forward = types.MethodType(lambda self, function, hidden: function(hidden), backbone)
+    speed_up_depthwise(backbone)
     return backbone
 
 

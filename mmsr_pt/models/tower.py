@@ -27,10 +27,6 @@ BLOCK = "block."
 """Names of groups that `top:K` counts start with this."""
 
 
-_PIECE = 32
-"""Items that a CPU takes through a prefix at once."""
-
-
 class Activations(NamedTuple):
     """What goes into a tower, through it, and out of it; first dimension N, so a cache can keep it item by item."""
 
@@ -149,20 +145,7 @@ class Tower(nn.Module):
         if not steps:
             return inputs
         with torch.no_grad():
-            if self._in_pieces(inputs):
-                hidden = inputs.hidden.split(_PIECE)
-                masks = [None] * len(hidden) if inputs.mask is None else inputs.mask.split(_PIECE)
-                done = [self._run(steps, Activations(*piece)).hidden for piece in zip(hidden, masks)]
-                return Activations(torch.cat(done), inputs.mask)
             return self._run(steps, inputs)
-
-    def _in_pieces(self, inputs: Activations) -> bool:
-        """On a CPU small pieces stay in its caches, which makes convolutions twice as fast.
-
-        Not where ZeRO-3 has emptied the weights: it gathers them in every call, and ranks must call equally often.
-        """
-        is_split = any(parameter.numel() == 0 for parameter in self.parameters())
-        return inputs.hidden.device.type == "cpu" and len(inputs.hidden) > _PIECE and not is_split
 
     def suffix(self, activations: Activations) -> Activations:
         """The trained steps: [N, T, d] with its mask, or [N, V, d]."""

@@ -28,8 +28,12 @@ class VisionTower(Tower):
         return scaled.mul_((1 / 255 / std)[:, None, None]).sub_((mean / std)[:, None, None])
 
     def _run(self, steps: Sequence[Step], inputs: Activations) -> Activations:
+        # as in `attend`: on a CPU the fused kernel is slow where gradients are wanted
+        is_fused = inputs.hidden.device.type != "cpu" or not torch.is_grad_enabled()
         # DeepSpeed's bf16 casts weights and leaves buffers: BatchNorm and Swin's masks want one dtype for both
         for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = is_fused  # type: ignore[assignment]
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point() and buffer.dtype != self.dtype:
                     setattr(module, name, buffer.to(self.dtype))

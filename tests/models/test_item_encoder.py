@@ -1,0 +1,53 @@
+"""Items are encoded in pieces of titles of like length: the same vectors and gradients, with little padding."""
+
+import pytest
+import torch
+
+from mmsr_pt.models import item_encoder
+from tests.models.test_recommender import build, items_for
+
+
+def encode(model, items):
+    model.zero_grad()
+    vectors = model.item_encoder(items)
+    (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
+    return vectors, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["mmsr", "sum", "text only", "vision only"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_pieces_give_the_vectors_and_gradients_of_the_whole(name, size, monkeypatch):
+    model = build(name, dropout=0).eval()
+    items = items_for(model)
+    monkeypatch.setitem(item_encoder._PIECE, "cpu", len(items))
+    whole, gradients = encode(model, items)
+    monkeypatch.setitem(item_encoder._PIECE, "cpu", size)
+    found, found_gradients = encode(model, items)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+    assert found_gradients.keys() == gradients.keys() > set()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[parameter], gradient, atol=1e-4, rtol=1e-3, msg=parameter)
+
+
+def test_a_piece_is_as_wide_as_its_longest_title(monkeypatch):
+    model = build("text only")
+    items = items_for(model, padded_to=8)
+    lengths = items.title_mask.sum(dim=1)
+    widths = []
+    monkeypatch.setattr(
+        model.item_encoder, "prefix", lambda piece: widths.append(piece.title_ids.shape) or prefix(piece)
+    )
+    prefix = type(model.item_encoder).prefix.__get__(model.item_encoder)
+    monkeypatch.setitem(item_encoder._PIECE, "cpu", 3)
+    model.item_encoder(items)
+    ordered = lengths.sort().values.tolist()
+    assert [tuple(shape) for shape in widths] == [(3, ordered[2]), (3, ordered[5]), (1, ordered[6])]
+
+
+def test_weights_that_zero_3_has_split_are_run_once_for_all_items(monkeypatch):
+    model = build("mmsr")
+    monkeypatch.setitem(item_encoder._PIECE, "cpu", 2)
+    items = items_for(model)
+    assert len(model.item_encoder._pieces(items)) == 4
+    model.item_encoder.fusion.types.data = torch.empty(0)
+    assert len(model.item_encoder._pieces(items)) == 1

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from mmsr_pt.cache import ItemCache, open_cache
 from mmsr_pt.config import ModelConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
@@ -92,7 +94,10 @@ def build_cache(
     """The prefix cache where --cache asks for it. Collective: call on every rank."""
     if not config.data.cache:
         return None
-    return open_cache(model, preprocessor, domains, precision(ds_config), place.device)
+    name = config.data.cache_dtype
+    dtype = precision(ds_config) if name == "run" else getattr(torch, name)
+    workers = num_workers(config, place.world_size)
+    return open_cache(model, preprocessor, domains, dtype, place.device, workers)
 
 
 def build_stream(

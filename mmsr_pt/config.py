@@ -105,6 +105,8 @@ class DataConfig:
     """Users (bytes, not pixels) that each reader holds to shuffle; tars are shuffled too."""
     cache: bool = False
     """Keep what the frozen bottoms of the towers make of each item in the domain directory, and train from that."""
+    cache_dtype: Literal["run", "float32", "bfloat16", "int8"] = "run"
+    """In which --cache keeps them: as the run computes, or in fewer bytes; int8 says what its rounding loses."""
     pool_size: int = 128
     """P: items drawn uniformly from each domain's catalogue at every step, shared by the batch as negatives."""
 

@@ -10,6 +10,7 @@ import transformers
 
 from mmsr_pt.cache import open_cache
 from mmsr_pt.config import ModelConfig
+from mmsr_pt.data.activations import ActivationStore
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
@@ -136,27 +137,63 @@ def test_a_trained_weight_may_change(domain):
     assert len(list((domain.path / "cache").iterdir())) == 1
 
 
-def test_an_interrupted_build_is_no_cache(domain, monkeypatch):
+def test_an_interrupted_build_is_no_cache_and_goes_on_where_it_was(domain, monkeypatch):
     model, preprocessor = make_model(domain)
-    prefix = model.item_encoder.vision.prefix
-    calls = []
+    monkeypatch.setattr("mmsr_pt.cache._SAVE_SECONDS", -1)  # after every batch
+    write = ActivationStore.write
+    written = []
 
-    def failing(inputs):
-        calls.append(None)
-        if len(calls) == 3:
+    def failing(store, rows, *activations):
+        if len(written) == 3:
             raise KeyboardInterrupt
-        return prefix(inputs)
+        written.append(rows)
+        write(store, rows, *activations)
 
-    monkeypatch.setattr(model.item_encoder.vision, "prefix", failing)
+    monkeypatch.setattr(ActivationStore, "write", failing)
     with pytest.raises(KeyboardInterrupt):
         open_for(model, preprocessor, domain)
-    monkeypatch.undo()
+    (left,) = (domain.path / "cache").iterdir()
+    assert left.name.startswith("."), "what is half done has no name that could be found"
+    again = []
+    monkeypatch.setattr(ActivationStore, "write", lambda store, rows, *a: again.append(rows) or write(store, rows, *a))
     cache = open_for(model, preprocessor, domain)
-    expected = batches_of(item_source(domain, preprocessor))[0]
-    with torch.no_grad():
-        found = model.encode_items(batches_of(cache.source(domain, 0))[0])
-        assert torch.allclose(found, model.encode_items(expected), atol=1e-5)
+    monkeypatch.undo()
+    rows = torch.cat([*written, *again])
+    assert sorted(rows.tolist()) == list(range(domain.num_items)), "every item once, none twice"
+    raw, cached = batches_of(item_source(domain, preprocessor)), batches_of(cache.source(domain, 0))
+    for expected, found in zip(raw, cached, strict=True):
+        with torch.no_grad():
+            assert torch.allclose(model.encode_items(found), model.encode_items(expected), atol=1e-5)
     assert len(list((domain.path / "cache").iterdir())) == 1
+
+
+def test_a_half_built_cache_of_another_shape_is_begun_anew(domain):
+    model, preprocessor = make_model(domain)
+    cache = open_for(model, preprocessor, domain)
+    complete = cache.stores[0].directory
+    unfinished = complete.with_name(f".{complete.name}.tmp")
+    complete.rename(unfinished)
+    layout = json.loads((unfinished / "layout.json").read_text())
+    (unfinished / "layout.json").write_text(json.dumps({**layout, "num_items": 3}))
+    assert open_for(model, preprocessor, domain).stores[0].layout.num_items == domain.num_items
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.int8, 0.03)])
+def test_fewer_bytes_give_nearly_the_same_vectors(domain, dtype, bound, caplog):
+    model, preprocessor = make_model(domain)
+    caplog.set_level("INFO")
+    cache = open_for(model, preprocessor, domain, dtype)
+    raw, cached = batches_of(item_source(domain, preprocessor))[0], batches_of(cache.source(domain, 0))[0]
+    with torch.no_grad():
+        exact, found = model.encode_items(raw), model.encode_items(cached)
+    assert 0 < torch.linalg.norm(found - exact) / torch.linalg.norm(exact) < bound
+    exact_bytes = dataclasses.replace(cache.stores[0].layout, dtype="float32").num_bytes
+    assert cache.stores[0].layout.num_bytes < exact_bytes * 0.55
+    if dtype == torch.int8:
+        measured = json.loads((cache.stores[0].directory / "error.json").read_text())
+        assert {"text", "vision"} == measured.keys()
+        assert all(0 < value < 0.02 for value in measured.values())
+        assert "int8 loses" in caplog.text
 
 
 def test_a_model_that_trains_in_full_has_nothing_to_cache(domain):

@@ -5,6 +5,9 @@
       text.bin          activations of all titles, one after the other, without padding
       lengths.bin       tokens of each title
       vision.bin        activations of all pictures
+      *_scale.bin       int8 only: what the numbers of a token or channel are multiplied by
+      done.bin          while it is built: which items are on the disk
+      error.json        int8 only: what rounding did, measured while it was built
 
 A directory appears under its key when it is complete; who makes the key sees to it that another model, other
 preprocessing or another build of the domain has another one.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,8 @@ from torch import Tensor
 from mmsr_pt.batch import ItemInputs
 
 LAYOUT_FILE = "layout.json"
+ERROR_FILE = "error.json"
+_DONE_FILE = "done.bin"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Layout:
 
     num_items: int
     dtype: str
-    """float32 or bfloat16."""
+    """float32, bfloat16 or int8."""
     text_width: int | None = None
     num_tokens: int = 0
     """Of all titles together."""
@@ -44,9 +50,26 @@ class Layout:
     @property
     def num_bytes(self) -> int:
         """What the store takes on disk."""
-        vision = self.num_items * torch.Size(self.vision_shape).numel() if self.vision_shape else 0
-        text = self.num_tokens * (self.text_width or 0)
-        return (text + vision) * getattr(torch, self.dtype).itemsize + 8 * self.num_items
+        text = 0 if self.text_width is None else self.num_tokens * self._bytes_of((self.text_width,))
+        vision = 0 if self.vision_shape is None else self.num_items * self._bytes_of(self.vision_shape)
+        return text + vision + 8 * self.num_items
+
+    def _bytes_of(self, shape: tuple[int, ...]) -> int:
+        scales = 4 * _num_scales(shape) if self.dtype == "int8" else 0
+        return torch.Size(shape).numel() * getattr(torch, self.dtype).itemsize + scales
+
+
+@dataclass
+class RoundingError:
+    """Squares summed over what was written, and over what was lost by it."""
+
+    lost: float = 0.0
+    total: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the error over that of the values."""
+        return (self.lost / self.total) ** 0.5 if self.total else 0.0
 
 
 class ActivationStore:
@@ -56,45 +79,50 @@ class ActivationStore:
         """Opens a directory that `create` made; several processes may write different rows of it."""
         stored = json.loads((directory / LAYOUT_FILE).read_text(encoding="utf-8"))
         shape = stored.pop("vision_shape")
+        self.directory = directory
         self.layout = Layout(**stored, vision_shape=None if shape is None else tuple(shape))
+        self.errors: dict[str, RoundingError] = {}
+        """By modality, of what this process has written."""
+        dtype, count = getattr(torch, self.layout.dtype), self.layout.num_items
         self._text = self._offsets = self._vision = None
         if self.layout.text_width is not None:
-            lengths = _map(directory / "lengths.bin", (self.layout.num_items,), torch.int64)
+            lengths = _map(directory / "lengths.bin", (count,), torch.int64)
             self._offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-            self._text = self._map(directory / "text.bin", (self.layout.num_tokens, self.layout.text_width))
+            self._text = _Vectors(directory, "text", self.layout.num_tokens, (self.layout.text_width,), dtype)
+            self.errors["text"] = self._text.error
         if self.layout.vision_shape is not None:
-            self._vision = self._map(directory / "vision.bin", (self.layout.num_items, *self.layout.vision_shape))
+            self._vision = _Vectors(directory, "vision", count, self.layout.vision_shape, dtype)
+            self.errors["vision"] = self._vision.error
 
     @classmethod
     def create(cls, directory: Path, layout: Layout, title_lengths: Tensor | None) -> ActivationStore:
         """A store of zeros in an empty directory; `title_lengths` [N] int64 where titles are kept."""
-        described = dataclasses.asdict(layout)
-        (directory / LAYOUT_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         if title_lengths is not None:
             _map(directory / "lengths.bin", (layout.num_items,), torch.int64).copy_(title_lengths)
+        described = dataclasses.asdict(layout)
+        # last, so that a store that can be opened is a whole one
+        (directory / LAYOUT_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         return cls(directory)
-
-    def _map(self, file: Path, shape: tuple[int, ...]) -> Tensor:
-        return _map(file, shape, getattr(torch, self.layout.dtype))
 
     def write(self, rows: Tensor, text: Tensor | None, mask: Tensor | None, vision: Tensor | None) -> None:
         """Keeps the activations of catalogue rows: [n, T, d] with the real tokens left and [n, T] bool, [n, ...]."""
         if self._text is not None:
             assert text is not None
             assert mask is not None
-            self._text[self._places(rows)[0]] = text[mask].to(self._text.dtype)
+            self._text.write(self._places(rows)[0], text[mask])
         if self._vision is not None:
             assert vision is not None
-            self._vision[rows] = vision.to(self._vision.dtype)
+            self._vision.write(rows, vision)
 
     def read(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Returns: [n, T, d], its mask [n, T] bool, and [n, ...], as `write` got them; None where nothing is kept."""
         text = mask = None
         if self._text is not None:
             places, mask = self._places(rows)
-            text = self._text.new_zeros((*mask.shape, self._text.shape[1]))
-            text[mask] = self._text[places]
-        return text, mask, None if self._vision is None else self._vision[rows]
+            tokens = self._text.read(places)
+            text = tokens.new_zeros((*mask.shape, tokens.shape[1]))
+            text[mask] = tokens
+        return text, mask, None if self._vision is None else self._vision.read(rows)
 
     def _places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Where the tokens of titles lie, title by title, and the mask [n, T] of the padded titles."""
@@ -104,6 +132,59 @@ class ActivationStore:
         mask = position < (stop - start)[:, None]
         return (start[:, None] + position)[mask], mask
 
+    @property
+    def done(self) -> Tensor:
+        """[N] uint8: 1 where an item is known to be on the disk; of a store that is being built."""
+        return _map(self.directory / _DONE_FILE, (self.layout.num_items,), torch.uint8)
+
+    def mark_done(self, rows: Tensor) -> None:
+        """Brings all that was written to the disk, and only then says so of these rows."""
+        for file in self.directory.glob("*.bin"):
+            _flush(file)
+        self.done[rows] = 1
+        _flush(self.directory / _DONE_FILE)
+
+    def finish(self) -> None:
+        """Ends the building: what only that needed is removed."""
+        (self.directory / _DONE_FILE).unlink(missing_ok=True)
+
+
+class _Vectors:
+    """Arrays of one shape in a memory-mapped file: as they are, or as int8 with a scale for each token or channel."""
+
+    def __init__(self, directory: Path, name: str, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._values = _map(directory / f"{name}.bin", (count, *shape), dtype)
+        self._scales = None
+        self.error = RoundingError()
+        if dtype == torch.int8:
+            self._scales = _map(directory / f"{name}_scale.bin", (count, _num_scales(shape)), torch.float32)
+
+    def write(self, places: Tensor, values: Tensor) -> None:
+        if self._scales is None:
+            self._values[places] = values.to(self._values.dtype)
+            return
+        grouped = values.float().view(len(values), self._scales.shape[1], -1)
+        # the largest value becomes 127; a group of zeros keeps the scale 0
+        scales = grouped.abs().amax(dim=2) / 127
+        codes = (grouped / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round()
+        self.error.lost += float((codes * scales[:, :, None] - grouped).double().square().sum())
+        self.error.total += float(grouped.double().square().sum())
+        self._values[places] = codes.to(torch.int8).view(len(values), *self._shape)
+        self._scales[places] = scales
+
+    def read(self, places: Tensor) -> Tensor:
+        values = self._values[places]
+        if self._scales is None:
+            return values
+        grouped = values.view(len(values), self._scales.shape[1], -1).float()
+        return grouped.mul_(self._scales[places][:, :, None]).view(len(values), *self._shape)
+
+
+def _num_scales(shape: tuple[int, ...]) -> int:
+    """Scales of one array: one for each channel of a grid or token of a sequence, one for a lone vector."""
+    return shape[0] if len(shape) > 1 else 1
+
 
 def _map(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor whose memory is the file's, which is made if it is not there."""
@@ -111,6 +192,14 @@ def _map(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if size == 0:
         return torch.empty(tuple(shape), dtype=dtype)
     return torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(*shape)
+
+
+def _flush(file: Path) -> None:
+    handle = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def with_activations(items: ItemInputs, stores: Sequence[ActivationStore], bases: Sequence[int]) -> ItemInputs:

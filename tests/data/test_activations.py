@@ -1,5 +1,6 @@
 """What is kept of items comes back as it went in: by row, from several domains, padded to the longest asked for."""
 
+import pytest
 import torch
 
 from mmsr_pt.batch import ItemInputs
@@ -66,3 +67,37 @@ def test_a_store_of_one_modality_leaves_the_other_alone(tmp_path):
     assert items.image_activations.tolist() == [[1.0, 2.0]]
     assert items.title_activations is None
     assert items.title_ids is title_ids
+
+
+def test_int8_keeps_each_token_and_channel_to_half_a_127th_of_its_largest_value(tmp_path):
+    store, text, mask, vision = make_store(tmp_path / "a", seed=0, dtype="int8")
+    found_text, found_mask, found_vision = store.read(torch.arange(4))
+    assert torch.equal(found_mask, mask)
+    for found, exact in ((found_text, text), (found_vision, vision)):
+        bound = exact.abs().amax(dim=-1, keepdim=True) / 127 / 2
+        assert ((found - exact).abs() <= bound * 1.0001).all()
+        assert (found != exact).any()
+    layout = Layout(4, "int8", text_width=2, num_tokens=10, vision_shape=(2, 3))
+    assert layout.num_bytes == 10 * (2 + 4) + 4 * (2 * 3 + 2 * 4) + 8 * 4
+    assert layout.num_bytes == sum(file.stat().st_size for file in (tmp_path / "a").glob("*.bin"))
+
+
+def test_int8_measures_what_it_loses(tmp_path):
+    tmp_path.joinpath("v").mkdir()
+    store = ActivationStore.create(tmp_path / "v", Layout(2, "int8", vision_shape=(3,)), None)
+    written = torch.tensor([[127.0, 0.4, -3.0], [0.0, 0.0, 0.0]])
+    store.write(torch.arange(2), None, None, written)
+    assert store.read(torch.arange(2))[2].tolist() == [[127.0, 0.0, -3.0], [0.0, 0.0, 0.0]]
+    error = store.errors["vision"]
+    assert error.lost == pytest.approx(0.4**2)
+    assert error.total == pytest.approx(127**2 + 0.4**2 + 9)
+    assert error.relative == pytest.approx((error.lost / error.total) ** 0.5)
+
+
+def test_a_store_in_the_making_knows_what_is_done(tmp_path):
+    store, *_ = make_store(tmp_path / "a", seed=0)
+    store.mark_done(torch.tensor([2, 0]))
+    again = ActivationStore(tmp_path / "a")
+    assert again.done.tolist() == [1, 0, 1, 0]
+    again.finish()
+    assert not (tmp_path / "a" / "done.bin").exists()

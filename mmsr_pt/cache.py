@@ -104,7 +104,8 @@ def _open(
     device: torch.device,
 ) -> ActivationStore:
     titles = preprocessor.encode_titles(domain.titles()) if _is_cut(encoder.text) else None
-    lengths = None if titles is None else torch.tensor([len(title) for title in titles])
+    is_pooled = encoder.text is not None and encoder.text.is_pooled
+    lengths = None if titles is None else torch.tensor([1 if is_pooled else len(title) for title in titles])
     key = hashlib.sha256(f"{_FORMAT_VERSION} {domain.fingerprint} {dtype}".encode())
     for title in titles or ():
         key.update(title.tobytes() + b"|")

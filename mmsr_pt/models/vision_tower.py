@@ -27,6 +27,10 @@ class VisionTower(Tower):
         scaled = images.to(self.dtype, memory_format=torch.channels_last)
         return scaled.mul_((1 / 255 / std)[:, None, None]).sub_((mean / std)[:, None, None])
 
+    def as_tokens(self, hidden: Tensor) -> Tensor:
+        """See Tower."""
+        return hidden if hidden.ndim == 3 else grid_to_tokens(hidden)
+
     def _run(self, steps: Sequence[Step], inputs: Activations) -> Activations:
         # DeepSpeed's bf16 casts weights and leaves buffers: BatchNorm and Swin's masks want one dtype for both
         for module in self.modules():

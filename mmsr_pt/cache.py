@@ -133,7 +133,8 @@ class _Builder:
         titles = self._reads.encode_titles(domain.titles()) if self._reads.tokenizer is not None else None
         directory = domain.path / "cache" / self._key(domain, titles)
         if not from_rank0(directory.is_dir):
-            lengths = None if titles is None else torch.tensor([len(title) for title in titles])
+            is_pooled = self._encoder.text is not None and self._encoder.text.is_pooled
+            lengths = None if titles is None else torch.tensor([1 if is_pooled else len(title) for title in titles])
             self._build(domain, directory, lengths)
         return ActivationStore(directory)
 

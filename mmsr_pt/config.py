@@ -58,16 +58,29 @@ class ModelConfig:
     """L: the newest items of a history that the sequence encoder reads."""
     title_tokens: int = 50
     """Longest title in tokens, special ones included; the rest is cut."""
-    text_tune: str = "top:2"
-    """What of the text tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
-    vision_tune: str = "top:2"
-    """What of the vision tower trains: top:K (its last K blocks), full, frozen. `tiny` always trains in full."""
+    tune: str = "top:2"
+    """What of both towers trains: top:K (its last K blocks), full, frozen, or side (a small network beside the frozen
+    tower, which sees its hidden states at several depths). `tiny` always trains in full."""
+    text_tune: str | None = None
+    """What of the text tower trains; none given: --tune."""
+    vision_tune: str | None = None
+    """What of the vision tower trains; none given: --tune."""
     score: Literal["scaled", "cosine", "dot"] | None = None
     """How a user meets an item: inner product / sqrt(D), cosine / temperature, or inner product (the paper). None
     given: scaled for content, since untrained towers do not get started on cosines; cosine for `--item id`, whose
     vectors start too short for products."""
     temperature: float = 0.1
     """Divides cosine scores; unused by the others."""
+
+    @property
+    def text_policy(self) -> str:
+        """`text_tune`, or what stands for it where none is given."""
+        return self.text_tune or self.tune
+
+    @property
+    def vision_policy(self) -> str:
+        """`vision_tune`, or what stands for it where none is given."""
+        return self.vision_tune or self.tune
 
     @property
     def score_kind(self) -> Literal["scaled", "cosine", "dot"]:
@@ -132,7 +145,7 @@ class OptimConfig:
     loss: Literal["softmax", "bce"] = "softmax"
     """bce: the paper's, one uniform negative a position; softmax: over the batch of all ranks and the pool, logQ."""
     lr: float = 5e-4
-    """Learning rate of fusion, projections, sequence encoder and `tiny` towers."""
+    """Learning rate of fusion, projections, sequence encoder, side networks and `tiny` towers."""
     text_lr: float = 1e-4
     """Learning rate of a pretrained text tower's trained blocks."""
     vision_lr: float = 1e-4

@@ -18,6 +18,7 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
+from mmsr_pt.models.side import tuned
 from tests.models.towers import timm_tower
 
 
@@ -35,7 +36,7 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
     from mmsr_pt.models.vision import TinyVision
 
     torch.manual_seed(0)
-    config = ModelConfig(width=16, fusion_heads=2, text_tune=tune, vision_tune=tune)
+    config = ModelConfig(width=16, fusion_heads=2, tune=tune)
     tokenizer = SentencePieceTokenizer(domain.path / "tokenizer.model")
     if text == "hf":
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -44,8 +45,8 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
     else:
         text_tower = TinyText(tokenizer.vocab_size)
     vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
-    text_tower.tune(tune)
-    vision_tower.tune(tune)
+    text_tower = tuned(text_tower, tune, config.width)
+    vision_tower = tuned(vision_tower, tune, config.width)
     encoder = ContentItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
     model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     return model, Preprocessor(tokenizer, encoder.image_spec, title_tokens=20)
@@ -59,7 +60,7 @@ def batches_of(source):
     return list(source(range(10, 50), 16))
 
 
-@pytest.mark.parametrize("tune", ["top:1", "frozen"])
+@pytest.mark.parametrize("tune", ["top:1", "frozen", "side"])
 @pytest.mark.parametrize(("text", "vision"), [("hf", "timm"), ("tiny", "timm"), ("hf", "tiny")])
 def test_cached_items_have_the_vectors_of_raw_ones(domain, text, vision, tune):
     model, preprocessor = make_model(domain, text, vision, tune)
@@ -72,8 +73,9 @@ def test_cached_items_have_the_vectors_of_raw_ones(domain, text, vision, tune):
             assert torch.allclose(model.encode_items(found), model.encode_items(expected), atol=1e-5)
 
 
-def test_what_trains_gets_the_same_gradients_from_the_cache(domain):
-    model, preprocessor = make_model(domain)
+@pytest.mark.parametrize("tune", ["top:1", "side"])
+def test_what_trains_gets_the_same_gradients_from_the_cache(domain, tune):
+    model, preprocessor = make_model(domain, tune=tune)
     cache = open_for(model, preprocessor, domain)
     gradients = []
     for source in (item_source(domain, preprocessor), cache.source(domain, 0)):
@@ -83,6 +85,33 @@ def test_what_trains_gets_the_same_gradients_from_the_cache(domain):
     assert gradients[0].keys() == gradients[1].keys() > set()
     for name, expected in gradients[0].items():
         assert torch.allclose(gradients[1][name], expected, atol=1e-4, rtol=1e-3), name
+
+
+def test_a_side_network_keeps_one_vector_an_item(domain):
+    model, preprocessor = make_model(domain, tune="side")
+    open_for(model, preprocessor, domain)
+    text, vision = model.item_encoder.text, model.item_encoder.vision
+    (directory,) = (domain.path / "cache").iterdir()
+    for tower, file in ((text, "text.bin"), (vision, "vision.bin")):
+        assert (directory / file).stat().st_size == domain.num_items * sum(tower.depths.values()) * 4
+    assert sum(text.depths.values()) == 2 * 16  # embeddings and the last of two blocks
+
+
+def test_a_cache_of_side_networks_is_none_for_frozen_towers(domain):
+    for number, tune in enumerate(["side", "frozen", "top:1"], start=1):
+        open_for(*make_model(domain, tune=tune), domain)
+        assert len(list((domain.path / "cache").iterdir())) == number
+
+
+def test_a_side_networks_own_weights_may_change_but_not_the_towers(domain):
+    model, preprocessor = make_model(domain, tune="side")
+    open_for(model, preprocessor, domain)
+    next(model.item_encoder.text.side.parameters()).data.add_(1)
+    open_for(model, preprocessor, domain)
+    assert len(list((domain.path / "cache").iterdir())) == 1
+    next(model.item_encoder.text.tower.parameters()).data.add_(1)
+    open_for(model, preprocessor, domain)
+    assert len(list((domain.path / "cache").iterdir())) == 2
 
 
 def test_a_second_start_computes_nothing(domain, monkeypatch):

@@ -76,7 +76,7 @@ def test_the_paper_preset_is_the_papers_setting() -> None:
     config = preset("paper")
     assert (config.optim.loss, config.optim.lr, config.optim.text_lr, config.optim.vision_lr) == ("bce", *3 * [1e-4])
     assert (config.optim.weight_decay, config.optim.encoder_weight_decay) == (0.1, 0.0)
-    assert (config.model.width, config.model.score, config.model.text_tune) == (768, "dot", "top:2")
+    assert (config.model.width, config.model.score, config.model.text_policy) == (768, "dot", "top:2")
 
 
 BAD: list[tuple[type, dict[str, Any], str]] = [
@@ -162,3 +162,23 @@ def test_scores_follow_what_an_item_is_unless_given() -> None:
     assert parse_flags(["--item", "id", "--score", "dot"]).model.score_kind == "dot"
     assert parse_flags(["--item", "id", "--preset", "paper"]).model.score_kind == "dot"
     assert parse_flags(["--score", "cosine"]).model.score_kind == "cosine"
+
+
+def test_one_flag_tunes_both_towers_and_a_towers_own_flag_wins() -> None:
+    def policies(words: str) -> tuple[str, str]:
+        model = parse_flags(words.split()).model
+        stored = from_dict(ModelConfig, json.loads(to_json(model)), "config.json")
+        assert stored == model
+        return stored.text_policy, stored.vision_policy
+
+    assert policies("") == ("top:2", "top:2")
+    assert policies("--tune side") == ("side", "side")
+    assert policies("--vision_tune top:2 --tune side") == ("side", "top:2")
+    assert policies("--text_tune frozen") == ("frozen", "top:2")
+
+
+def test_a_bundle_from_before_the_common_flag_keeps_its_policies() -> None:
+    values = dataclasses.asdict(ModelConfig()) | {"text_tune": "top:3", "vision_tune": "frozen"}
+    del values["tune"]
+    stored = from_dict(ModelConfig, values, "config.json")
+    assert (stored.text_policy, stored.vision_policy) == ("top:3", "frozen")

@@ -16,6 +16,7 @@ from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup
+from mmsr_pt.models.side import tuned
 from mmsr_pt.models.text import build_text_tower, text_tower_from_config
 from mmsr_pt.models.tower import Activations, Tower
 from mmsr_pt.models.vision import build_vision_tower, vision_tower_from_config
@@ -87,8 +88,8 @@ class ContentItemEncoder(ItemEncoder):
         groups: list[LayerGroup] = []
         for kind, tower in (("text", self.text), ("vision", self.vision)):
             if tower is not None:
-                rate: Kind = kind if tower.pretrained else "rest"  # type: ignore[assignment]
                 for group, names in tower.layer_groups().items():
+                    rate: Kind = kind if tower.is_pretrained(group) else "rest"  # type: ignore[assignment]
                     inside = tuple(f"{kind}.{name}" for name in names)
                     groups.append(LayerGroup(f"{kind}.{group}", rate, inside, group in tower.trained_groups))
         for child in ("text_projection", "vision_projection", "fusion"):
@@ -236,8 +237,7 @@ def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> Item
 def _assemble(
     config: ModelConfig, text: Tower | None, vision: VisionTower | None, fusion: type[Fusion]
 ) -> ContentItemEncoder:
-    for tower, policy in ((text, config.text_tune), (vision, config.vision_tune)):
-        if tower is not None:
-            tower.tune(policy)
+    text = None if text is None else tuned(text, config.text_policy, config.width)
+    vision = None if vision is None else tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
     return ContentItemEncoder(text, vision, fused, config.width)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
 from mmsr_pt.models.attention import PostNormBlock, init_normal
-from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
+from mmsr_pt.models.side import with_side
+from mmsr_pt.models.tower import BLOCK, SIDE, Activations, Step, Tower
 from mmsr_pt.registry import unknown_name
 
 
@@ -108,4 +109,6 @@ def text_tower_from_config(config: dict[str, Any]) -> Tower:
         from mmsr_pt.models.hf_text import from_config
 
         return from_config(config["config"])
-    raise unknown_name("kind of text tower", config["kind"], ("tiny", "hf"))
+    if config["kind"] == SIDE:
+        return with_side(text_tower_from_config(config["tower"]), config["width"], config["depths"])
+    raise unknown_name("kind of text tower", config["kind"], ("tiny", "hf", SIDE))

@@ -54,7 +54,11 @@ class SteppedTimm(VisionTower):
             for piece in pieces(self.backbone)
         ]
         first = Step(steps[0].group, (), lambda images, _: self.pixels(images))
-        return [first, *steps, Step(steps[-1].group, (), lambda hidden, _: to_tokens(self.backbone, hidden))]
+        return [first, *steps, Step(steps[-1].group, (), lambda hidden, _: self.as_tokens(hidden))]
+
+    def as_tokens(self, hidden: Tensor) -> Tensor:
+        """See Tower."""
+        return to_tokens(self.backbone, hidden)
 
     def config(self) -> dict[str, Any]:
         """See Tower."""

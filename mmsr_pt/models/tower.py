@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 BLOCK = "block."
 """Names of groups that `top:K` counts start with this."""
 
+SIDE = "side"
+"""Tuning policy that trains a side network beside the frozen tower, and the name of that network's group."""
+
 
 class Activations(NamedTuple):
     """What goes into a tower, through it, and out of it; first dimension N, so a cache can keep it item by item."""
@@ -55,6 +58,8 @@ class Tower(nn.Module):
     """d: width of the tokens."""
     pretrained: bool = True
     """False: starts from random weights, so it always trains in full and at the rate of the rest."""
+    is_pooled: bool = False
+    """Whether `prefix` gives one vector an item, as a single token, however many tokens went in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +72,14 @@ class Tower(nn.Module):
     def context(self, inputs: Activations) -> Any:
         """What all steps share besides the hidden state, such as an attention mask."""
         return None
+
+    def as_tokens(self, hidden: Tensor) -> Tensor:
+        """[N, T, d] or [N, V, d] from the hidden state after any step, whose d may differ from `out_dim`."""
+        return hidden
+
+    def is_pretrained(self, group: str) -> bool:
+        """Whether a group came with trained weights; one that did not learns at the rate of the rest."""
+        return self.pretrained
 
     def config(self) -> dict[str, Any]:
         """JSON from which the same architecture is built again without its original files."""
@@ -91,7 +104,8 @@ class Tower(nn.Module):
         """Decides what trains.
 
         Args:
-            policy: `top:K` (the last K blocks), `full` or `frozen`; a tower that is not pretrained trains in full.
+            policy: `top:K` (the last K blocks), `full`, `frozen` or `side` (of the tower itself nothing, see side.py);
+                a tower that is not pretrained trains in full.
 
         Raises:
             UserError: another word.
@@ -180,9 +194,13 @@ def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
         return list(groups)
     if policy == "frozen":
         return []
+    if policy == SIDE:
+        return [group for group in groups if group == SIDE]
     top = re.fullmatch(r"top:(\d+)", policy)
     if top is None or int(top[1]) == 0:
-        raise UserError(f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full or frozen")
+        raise UserError(
+            f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full, frozen or side"
+        )
     blocks = [group for group in groups if group.startswith(BLOCK)]
     if int(top[1]) > len(blocks):
         log.info("tuning %s of a tower with %d blocks: all of it trains", policy, len(blocks))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
-from mmsr_pt.models.tower import BLOCK, Step
+from mmsr_pt.models.side import SideVisionTower
+from mmsr_pt.models.tower import BLOCK, SIDE, Step
 from mmsr_pt.models.vision_tower import VisionTower, grid_to_tokens
 from mmsr_pt.registry import unknown_name
 
@@ -110,4 +111,6 @@ def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
         from mmsr_pt.models.timm_vision import from_config
 
         return from_config(config)
-    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm"))
+    if config["kind"] == SIDE:
+        return SideVisionTower(vision_tower_from_config(config["tower"]), config["width"], config["depths"])
+    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm", SIDE))

@@ -27,6 +27,10 @@ class VisionTower(Tower):
         scaled = images.to(self.dtype, memory_format=torch.channels_last)
         return scaled.mul_((1 / 255 / std)[:, None, None]).sub_((mean / std)[:, None, None])
 
+    def as_tokens(self, hidden: Tensor) -> Tensor:
+        """See Tower."""
+        return hidden if hidden.ndim == 3 else grid_to_tokens(hidden)
+
     def _run(self, steps: Sequence[Step], inputs: Activations) -> Activations:
         # as in `attend`: on a CPU the fused kernel is slow where gradients are wanted
         is_fused = inputs.hidden.device.type != "cpu" or not torch.is_grad_enabled()

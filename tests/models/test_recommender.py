@@ -20,6 +20,7 @@ from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
+from mmsr_pt.models.side import tuned
 from tests.models.towers import HF_CONFIGS, TEXT, TIMM_STEPPED, TIMM_WHOLE, VISION, VOCAB, hf_tower, perturb, timm_tower
 
 SMALL = ModelConfig(width=16, fusion_heads=2, sequence_heads=2, max_history=5, title_tokens=8)
@@ -44,9 +45,10 @@ def build(name="mmsr", **changes) -> MMSRModel:
 def with_towers(text_tower, vision_tower, **changes) -> MMSRModel:
     """A model around given towers, as if they had been loaded by name."""
     config = dataclasses.replace(SMALL, **changes)
-    for tower, policy in ((text_tower, config.text_tune), (vision_tower, config.vision_tune)):
-        if tower is not None:
-            tower.tune(policy)
+    if text_tower is not None:
+        text_tower = tuned(text_tower, config.text_policy, config.width)
+    if vision_tower is not None:
+        vision_tower = tuned(vision_tower, config.vision_policy, config.width)
     has_both = text_tower is not None and vision_tower is not None
     fusion = fusions[config.fusion].from_config(config) if has_both else None
     items = ContentItemEncoder(text_tower, vision_tower, fusion, config.width)
@@ -196,6 +198,35 @@ def test_groups_say_whose_learning_rate_applies():
     assert all(group.trained for group in groups.values() if group.kind == "rest")
 
 
+def test_a_side_network_learns_at_the_rate_of_the_rest_beside_a_frozen_tower():
+    groups = {
+        group.name: group for group in with_towers(hf_tower("bert"), None, vision="none", tune="side").layer_groups()
+    }
+    assert (groups["text.tower"].kind, groups["text.tower"].trained) == ("text", False)
+    assert (groups["text.side"].kind, groups["text.side"].trained) == ("rest", True)
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concat", "merge"])
+@pytest.mark.parametrize(
+    ("text", "vision"), [("bert", "test_vit"), ("bert", None), (None, "test_vit"), ("tiny", "test_vit")]
+)
+def test_side_networks_work_with_every_fusion_and_with_one_tower(text, vision, fusion):
+    towers = [None if name is None else made[name]() for made, name in ((TEXT, text), (VISION, vision))]
+    model = with_towers(*towers, tune="side", fusion=fusion, text=text or "none", vision=vision or "none")
+    perturb(model)
+    items = items_for(model)
+    model.encode_items(items).square().sum().backward()
+    groups = [group for group in model.layer_groups() if group.name != "sequence_encoder"]
+    for group in groups:
+        for parameter in group.parameters:
+            assert (model.get_parameter(parameter).grad is not None) == group.trained, parameter
+    model.eval()
+    vectors = model.encode_items(items)
+    one = ItemInputs(items.ids[[4]], items.title_ids[[4]], items.title_mask[[4]], items.images[[4]])
+    assert torch.allclose(model.encode_items(one)[0], vectors[4], atol=1e-5)
+    assert torch.allclose(model.encode_items(items_for(model, padded_to=12)), vectors, atol=1e-5)
+
+
 def test_untrained_towers_learn_at_the_rate_of_the_rest():
     assert {group.kind for group in build().layer_groups()} == {"rest"}
 
@@ -225,8 +256,9 @@ def of_pair(text, vision, **changes) -> MMSRModel:
 
 
 @every_pair
-def test_no_dropout_means_none_in_the_towers_either(text, vision):
-    model = of_pair(text, vision, text_tune="full", vision_tune="full", dropout=0.0)
+@pytest.mark.parametrize("tune", ["full", "side"])
+def test_no_dropout_means_none_in_the_towers_either(text, vision, tune):
+    model = of_pair(text, vision, tune=tune, dropout=0.0)
     evaluated = copy.deepcopy(model).eval()
     items = items_for(model)
     vectors = model.encode_items(items)
@@ -274,10 +306,11 @@ def test_a_bundle_gives_the_same_outputs(name, tmp_path):
         assert (tmp_path / "second" / file).read_bytes() == (tmp_path / "bundle" / file).read_bytes()
 
 
+@pytest.mark.parametrize("tune", ["top:2", "side"])
 @every_pair
-def test_a_bundle_of_other_towers_needs_none_of_their_files(text, vision, tmp_path):
+def test_a_bundle_of_other_towers_needs_none_of_their_files(text, vision, tune, tmp_path):
     """Non-persistent buffers (position ids, Swin's attention masks) must be right again: outputs are compared."""
-    model = of_pair(text, vision).eval()
+    model = of_pair(text, vision, tune=tune).eval()
     perturb(model)
     model.save_pretrained(tmp_path)
     again = MMSRModel.from_pretrained(tmp_path)

@@ -211,7 +211,7 @@ def test_a_copy_is_a_tower_of_its_own(modality, name):
 
 @pytest.mark.parametrize("policy", ["top2", "top:", "top:-1", "top:0", "half", "", "lora:8"])
 def test_an_unknown_policy_says_what_is_allowed(policy):
-    with pytest.raises(UserError, match=r"top:K .* full or frozen"):
+    with pytest.raises(UserError, match=r"top:K .* full, frozen or side"):
         make("text", "bert").tune(policy)
 
 

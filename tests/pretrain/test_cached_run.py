@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.models.recommender import MMSRModel
 from tests.pretrain.launching import ds_config, finish, launch, losses, metrics
 
 
@@ -54,6 +55,22 @@ def test_learns_the_same_on_two_ranks_at_stage_3_as_without(tmp_path: Path, doma
         metrics(tmp_path / name, "eval", model="mmsr", split="valid", slice="all") for name in ("plain", "cached")
     )
     assert with_cache["MRR"] == pytest.approx(without["MRR"], rel=1e-3)
+
+
+def test_side_networks_learn_the_same_at_stage_3_as_from_the_cache_at_stage_2(
+    tmp_path: Path, domain: Domain, towers: list[str]
+) -> None:
+    finish(*flags(tmp_path, domain, 3, 8), *towers, "--tune", "side", "--run_dir", tmp_path / "plain")
+    cached = [*flags(tmp_path, domain, 2, 8), *towers, "--tune", "side", "--cache"]
+    ended = finish(*cached, "--run_dir", tmp_path / "cached")
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    assert "text.side" in ended.out
+    plain, end = (MMSRModel.from_pretrained(tmp_path / name / "model") for name in ("plain", "cached"))
+    trained = [parameter for parameter, value in end.named_parameters() if value.requires_grad]
+    assert {".".join(name.split(".")[:3]) for name in trained} >= {"item_encoder.text.side", "item_encoder.vision.side"}
+    assert not any(".tower." in name for name in trained)
+    for name in trained:
+        assert torch.allclose(plain.get_parameter(name), end.get_parameter(name), atol=1e-5), name
 
 
 def test_an_id_model_has_nothing_to_cache(tmp_path: Path, domain: Domain) -> None:

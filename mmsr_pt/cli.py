@@ -1,16 +1,20 @@
-"""The command `mmsr-pt`: what one does with a trained model.
+"""The command `mmsr-pt`: what one does with a trained model, and before training one.
 
     mmsr-pt evaluate  --model runs/first --data data/hm
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
+    mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
 
-Both run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
+All run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +26,9 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from mmsr_pt.assembly import build_cache, build_model, open_domains
 from mmsr_pt.batch import ItemInputs
+from mmsr_pt.config import PretrainConfig, parse_flags
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.evaluate import (
@@ -39,6 +45,10 @@ from mmsr_pt.hub import find_bundle, load_model
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
+from mmsr_pt.training.ds_config import read_ds_config
+from mmsr_pt.training.launch import init_distributed
+
+log = logging.getLogger(__name__)
 
 app = tyro.extras.SubcommandApp()
 
@@ -105,6 +115,28 @@ def recommend_command(
         wide_console().print(_recommendations_table(found, f"{domain.name}, behind {behind}"))
 
 
+@app.command(name="cache")
+def cache_command(config: tyro.conf.OmitArgPrefixes[PretrainConfig]) -> None:
+    """Compute what the frozen blocks of a model make of its domains, for runs with --cache, and stop there.
+
+    Takes the flags of pretrain/run.py, of which --data, --text, --vision, --tune, --title_tokens, --cache_dtype and the
+    precision of --ds_config decide what is computed; a run with the same ones finds it.
+
+    Args:
+        config: As in pretrain/run.py.
+    """
+    place = init_distributed()
+    setup_logging(place.rank)
+    ds_config = read_ds_config(config.run.ds_config, place.world_size)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=True))
+    domains = open_domains(config)
+    model, preprocessor = build_model(config.model, domains)
+    cache = build_cache(config, model, preprocessor, domains, ds_config, place)
+    assert cache is not None
+    for domain, store in zip(domains, cache.stores):
+        log.info("%s: %.2f GB in %s", domain.name, store.layout.num_bytes / 1e9, store.directory)
+
+
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
@@ -164,7 +196,12 @@ def _recommendations_table(found: Sequence[Recommendation], title: str) -> Table
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `mmsr-pt`."""
     setup_logging(int(os.environ.get("RANK", "0")))
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words[:1] == ["cache"] and not {"-h", "--help"} & set(words):
+            # presets and the one sentence for a wrong flag, as in pretrain/run.py
+            cache_command(parse_flags(words[1:]))
+            return
         app.cli(prog="mmsr-pt", description=(__doc__ or "").splitlines()[0], args=argv, use_underscores=True)
     finally:
         if torch.distributed.is_initialized():

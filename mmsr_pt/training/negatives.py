@@ -66,18 +66,13 @@ def interactions_by_domain(batch: UserBatch, num_domains: int) -> Tensor:
     return counts
 
 
-def allowed_negatives(batch: UserBatch, candidates: Candidates) -> Tensor:
-    """[B, C] bool: candidates that are of the user's domain and not among the items of the user's own sequence.
+def own_columns(batch: UserBatch, candidates: Candidates) -> Tensor:
+    """[B, L + 1] int64: the candidates in each user's own sequence; padding repeats the first of them.
 
-    Masking goes by item number and never by likeness of vectors, under which negatives vanish as items grow alike.
+    Own items go by item number and never by likeness of vectors, under which negatives vanish as items grow alike.
     """
-    assert batch.domain is not None
     own = torch.searchsorted(candidates.ids, batch.items.ids[batch.sequence])
-    own = torch.where(batch.mask, own, len(candidates.ids))
-    is_own = torch.zeros(len(own), len(candidates.ids) + 1, dtype=torch.bool, device=own.device)
-    is_own.scatter_(1, own, True)
-    same_domain = batch.domain[batch.sequence[:, 0]].unsqueeze(1) == candidates.domain.unsqueeze(0)
-    return same_domain & ~is_own[:, :-1]
+    return torch.where(batch.mask, own, own[:, :1])
 
 
 def _gather(tensor: Tensor) -> Tensor:

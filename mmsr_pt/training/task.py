@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
-from mmsr_pt.training.negatives import allowed_negatives, gather_candidates, interactions_by_domain
+from mmsr_pt.training.negatives import gather_candidates, interactions_by_domain, own_columns
 
 
 class NextItemTask(nn.Module):
@@ -41,17 +41,20 @@ class NextItemTask(nn.Module):
             negative = self.model.score_pairs(queries, F.embedding(batch.negatives[valid], vectors))
             loss = bce_loss(positive, negative)
         else:
-            loss, active = self._softmax(batch, vectors, queries, positive)
-            report["active_negatives"] = active
+            loss = self._softmax(batch, vectors, queries, positive)
         return loss, valid.sum(), report
 
-    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
+        assert batch.domain is not None
         candidates = gather_candidates(batch, vectors)
         interactions = interactions_by_domain(batch, self.num_domains)
         inclusion = inclusion_probability(
             candidates.occurrence_rate, interactions[candidates.domain], candidates.pool_rate
         )
-        user_of_position = batch.targets.nonzero()[:, 0]
-        allowed = allowed_negatives(batch, candidates)[user_of_position]
-        loss = softmax_loss(positive, self.model.score(queries, candidates.vectors), allowed, inclusion)
-        return loss, allowed.sum()
+        user = batch.targets.nonzero()[:, 0]
+        own = own_columns(batch, candidates)[user]
+        domains = None
+        if self.num_domains > 1:
+            domains = batch.domain[batch.sequence[:, 0]][user], candidates.domain
+        queries = self.model.score_scale * queries
+        return softmax_loss(positive, queries, candidates.vectors, inclusion, own, domains)

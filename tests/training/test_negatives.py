@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from mmsr_pt.batch import ItemInputs, UserBatch
-from mmsr_pt.training.negatives import allowed_negatives, gather_candidates, interactions_by_domain
+from mmsr_pt.training.negatives import gather_candidates, interactions_by_domain, own_columns
 
 
 def batch_of(ids: list[int], sequences: list[list[int]], domains: list[int]) -> UserBatch:
@@ -27,16 +27,11 @@ def batch_of(ids: list[int], sequences: list[list[int]], domains: list[int]) -> 
     )
 
 
-def test_own_items_padding_and_other_domains_are_no_negatives() -> None:
-    batch = batch_of([3, 5, 8, 20, 21], [[3, 8], [5], [20, 21]], [0, 0, 0, 1, 1])
+def test_own_items_are_found_among_the_candidates() -> None:
+    batch = batch_of([3, 5, 8, 20, 21], [[3, 8], [5], [21, 20]], [0, 0, 0, 1, 1])
     candidates = gather_candidates(batch, torch.zeros(5, 2))
     assert candidates.ids.tolist() == [3, 5, 8, 20, 21]
-    expected = [
-        [False, True, False, False, False],
-        [True, False, True, False, False],
-        [False, False, False, False, False],
-    ]
-    assert allowed_negatives(batch, candidates).tolist() == expected
+    assert own_columns(batch, candidates).tolist() == [[0, 2], [1, 1], [4, 3]], "padding repeats the first item"
     assert interactions_by_domain(batch, 3).tolist() == [3, 2, 0]
 
 
@@ -60,7 +55,7 @@ def _rank(rank: int, port_file: str, out: str) -> None:
             "rates": candidates.occurrence_rate,
             "grad": vectors.grad,
             "interactions": interactions_by_domain(batch, 1),
-            "allowed": allowed_negatives(batch, candidates),
+            "own": own_columns(batch, candidates),
         },
         f"{out}{rank}.pt",
     )
@@ -78,5 +73,5 @@ def test_two_ranks_see_the_same_candidates_and_owners_get_all_gradients(tmp_path
     # both ranks' weights (1 + 2) times the item number; item 4 stands on both ranks and counts for the lower one
     assert first["grad"][:, 0].tolist() == [3 * 2.0, 3 * 4.0, 3 * 6.0]
     assert second["grad"][:, 0].tolist() == [0.0, 3 * 9.0]
-    assert first["allowed"].tolist() == [[False, False, True, True], [True, True, False, True]]
-    assert second["allowed"].tolist() == [[True, False, True, False]]
+    assert first["own"].tolist() == [[0, 1], [2, 2]]
+    assert second["own"].tolist() == [[1, 3]]

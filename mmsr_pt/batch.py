@@ -1,6 +1,7 @@
 """What data hands to models: every tensor of a batch, named once, with its dtype and shape.
 
-Shapes: B users, L positions of history, N distinct items, T text tokens, H = W image side, P negatives in the pool.
+Shapes: B users, L positions of history, M positions with a target, N distinct items, T text tokens, H = W image side,
+P negatives in the pool.
 `data` and `models` never import each other; they meet here.
 """
 
@@ -90,6 +91,13 @@ class UserBatch(_Tensors):
     """[N] float32: chance that the item's domain drew it into the pool (`softmax` only)."""
     domain: Tensor | None = None
     """[N] int64: which of the run's domains the item is of (`softmax` only)."""
+    positions: Tensor | None = None
+    """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
+    for it on an accelerator makes the host wait."""
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            self.positions = self.targets.flatten().nonzero()[:, 0]
 
     @property
     def targets(self) -> Tensor:

@@ -163,14 +163,15 @@ class Trainer:
             meter.start += time.perf_counter() - paused
 
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
-        batches = [next(stream) for _ in range(self.engine.accumulation_steps)]
-        return [batch.to(self.place.device, non_blocking=True) for batch in batches]
+        """This rank's micro-batches, still on the host, where counting users does not wait for the device."""
+        return [next(stream) for _ in range(self.engine.accumulation_steps)]
 
     def _step(self, batches: list[UserBatch]) -> StepReport:
         optim = self.config.optim
         factor = learning_rate_factor(self.progress.step, self.total_steps, optim.decay_from, optim.final_lr)
+        moved = [batch.to(self.place.device, non_blocking=True) for batch in batches]
         try:
-            return self.engine.train_step(batches, factor)
+            return self.engine.train_step(moved, factor)
         except NonFiniteLoss as error:
             last = self.checkpoints.latest()
             kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

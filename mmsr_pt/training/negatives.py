@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.training.distributed import world_size
+from mmsr_pt.training.distributed import summed, world_size
 
 
 @dataclass
@@ -59,11 +59,10 @@ def gather_candidates(batch: UserBatch, vectors: Tensor) -> Candidates:
 def interactions_by_domain(batch: UserBatch, num_domains: int) -> Tensor:
     """[num_domains] float: real positions in the batch of all ranks. Collective: call on every rank."""
     assert batch.domain is not None
-    domains = batch.domain[batch.sequence[batch.mask]]
-    counts = torch.bincount(domains, minlength=num_domains).float()
-    if world_size() > 1:
-        dist.all_reduce(counts)
-    return counts
+    domains = batch.domain[batch.sequence].flatten()
+    # bincount would make the host wait for the device
+    counts = torch.zeros(num_domains, device=domains.device)
+    return summed(counts.index_add_(0, domains, batch.mask.flatten().float()))
 
 
 def own_columns(batch: UserBatch, candidates: Candidates) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ class NextItemTask(nn.Module):
         self.loss = loss
         self.num_domains = num_domains
 
-    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Loss of a micro-batch. Collective with `softmax`: call on every rank.
 
         Returns:
@@ -31,27 +30,30 @@ class NextItemTask(nn.Module):
             log, each a sum over this rank.
         """
         vectors = self.model.encode_items(batch.items)
-        valid = batch.targets
-        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), valid)
-        queries = hidden[valid]
-        positive = self.model.score_pairs(queries, F.embedding(batch.sequence[:, 1:][valid], vectors))
-        report = {"items_encoded": torch.tensor(len(batch.items)), "slots": torch.tensor(2 * batch.sequence.numel())}
+        assert batch.positions is not None
+        positions = batch.positions
+        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), batch.targets)
+        queries = hidden.flatten(0, 1)[positions]
+        target = batch.sequence[:, 1:].flatten()[positions]
+        positive = self.model.score_pairs(queries, F.embedding(target, vectors))
+        report = {"items_encoded": float(len(batch.items)), "slots": float(2 * batch.sequence.numel())}
         if self.loss == "bce":
             assert batch.negatives is not None
-            negative = self.model.score_pairs(queries, F.embedding(batch.negatives[valid], vectors))
+            negative = self.model.score_pairs(queries, F.embedding(batch.negatives.flatten()[positions], vectors))
             loss = bce_loss(positive, negative)
         else:
             loss = self._softmax(batch, vectors, queries, positive)
-        return loss, valid.sum(), report
+        return loss, batch.targets.sum(), report
 
     def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
         assert batch.domain is not None
+        assert batch.positions is not None
         candidates = gather_candidates(batch, vectors)
         interactions = interactions_by_domain(batch, self.num_domains)
         inclusion = inclusion_probability(
             candidates.occurrence_rate, interactions[candidates.domain], candidates.pool_rate
         )
-        user = batch.targets.nonzero()[:, 0]
+        user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
         own = own_columns(batch, candidates)[user]
         domains = None
         if self.num_domains > 1:

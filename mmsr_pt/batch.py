@@ -35,6 +35,10 @@ class _Tensors:
         """The same batch in page-locked memory, for asynchronous copies to an accelerator."""
         return self._map("pin_memory")
 
+    def select(self: BatchT, rows: Tensor) -> BatchT:
+        """The same batch with these of its rows only, [n] int64."""
+        return self._map("index_select", 0, rows)
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -72,11 +76,24 @@ class ItemInputs(_Tensors):
 
 
 @dataclass
+class SharedItems(_Tensors):
+    """The C distinct items of all ranks' micro-batches, where each is encoded by one rank (`softmax` only)."""
+
+    ids: Tensor
+    """[C] int64: item numbers, ascending."""
+    place: Tensor
+    """[C] int64: where the item's vector stands once all ranks' vectors lie end to end, `longest` of each rank."""
+    longest: int
+    """Items of the rank that encodes the most."""
+
+
+@dataclass
 class UserBatch(_Tensors):
     """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
 
     items: ItemInputs
-    """Every item that `sequence` or `negatives` points to, and the pool, once each."""
+    """Every item that `sequence` or `negatives` points to, and the pool, once each and ascending; with `shared`, those
+    that this rank encodes."""
     sequence: Tensor
     """[B, L + 1] int64: index into `items`; inputs are [:, :-1], targets [:, 1:]. Padding holds 0."""
     mask: Tensor
@@ -91,6 +108,8 @@ class UserBatch(_Tensors):
     """[N] float32: chance that the item's domain drew it into the pool (`softmax` only)."""
     domain: Tensor | None = None
     """[N] int64: which of the run's domains the item is of (`softmax` only)."""
+    shared: SharedItems | None = None
+    """Where ranks share out the encoding: what `sequence`, rates and `domain` go by instead of `items`, N being C."""
     positions: Tensor | None = None
     """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
     for it on an accelerator makes the host wait."""

@@ -33,6 +33,7 @@ from mmsr_pt.training.distributed import barrier, sum_over_ranks, world_size
 from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import learning_rate_factor
+from mmsr_pt.training.sharing import share_items, sharing_report
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ class Trainer:
 
     def _fit(self, stream: Iterator[UserBatch], bar: tqdm) -> None:
         meter = Meter()
+        log_every = self.config.run.log_every
+        first_log = min((self.progress.step // log_every + 1) * log_every, self.total_steps)
         while self.progress.step < self.total_steps and not self._is_stale():
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
@@ -151,11 +154,13 @@ class Trainer:
             meter.add(waited, micro_batches, report.loss, report.scalars)
             self.progress.step += 1
             step = self.progress.step
-            if step % self.config.run.log_every == 0 or step == self.total_steps:
+            if step % log_every == 0 or step == self.total_steps:
                 self._log(meter, report.learning_rates, bar)
                 meter = Meter()
             bar.update()
             paused = time.perf_counter()
+            if step == first_log and world_size() > 1 and self.config.optim.loss == "softmax":
+                log.info("%s", sharing_report(self.engine.model, micro_batches[0], self.place.device))
             if step % self.eval_every == 0 or step == self.total_steps:
                 self._validate()
             if step % self.checkpoint_every == 0 or step == self.total_steps:
@@ -169,6 +174,8 @@ class Trainer:
     def _step(self, batches: list[UserBatch]) -> StepReport:
         optim = self.config.optim
         factor = learning_rate_factor(self.progress.step, self.total_steps, optim.decay_from, optim.final_lr)
+        if self.config.optim.loss == "softmax":
+            batches = [share_items(batch, self.place.device) for batch in batches]
         moved = [batch.to(self.place.device, non_blocking=True) for batch in batches]
         try:
             return self.engine.train_step(moved, factor)

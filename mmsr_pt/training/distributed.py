@@ -66,3 +66,18 @@ def summed(tensor: Tensor) -> Tensor:
 def fetched(values: Sequence[Tensor], device: torch.device) -> list[float]:
     """Scalars of the device as numbers, in one transfer: the host waits once for all that is queued there."""
     return torch.stack([value.detach().to(device, torch.float64) for value in values]).tolist()
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values. Collective: call on every rank."""
+    found = torch.tensor(value, device=device)
+    if world_size() > 1:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The ranks' tensors, of equal shape, laid end to end. Collective: call on every rank."""
+    found = torch.empty((world_size() * len(tensor), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    dist.all_gather_into_tensor(found, tensor.contiguous())
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
-from mmsr_pt.training.negatives import gather_candidates, interactions_by_domain, own_columns
+from mmsr_pt.training.negatives import gather_vectors, interactions_by_domain, own_columns
 
 
 class NextItemTask(nn.Module):
@@ -30,6 +30,8 @@ class NextItemTask(nn.Module):
             log, each a sum over this rank.
         """
         vectors = self.model.encode_items(batch.items)
+        if self.loss == "softmax":
+            vectors = gather_vectors(batch, vectors)
         assert batch.positions is not None
         positions = batch.positions
         hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), batch.targets)
@@ -47,16 +49,14 @@ class NextItemTask(nn.Module):
 
     def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
         assert batch.domain is not None
+        assert batch.occurrence_rate is not None
+        assert batch.pool_rate is not None
         assert batch.positions is not None
-        candidates = gather_candidates(batch, vectors)
         interactions = interactions_by_domain(batch, self.num_domains)
-        inclusion = inclusion_probability(
-            candidates.occurrence_rate, interactions[candidates.domain], candidates.pool_rate
-        )
+        inclusion = inclusion_probability(batch.occurrence_rate, interactions[batch.domain], batch.pool_rate)
         user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
-        own = own_columns(batch, candidates)[user]
         domains = None
         if self.num_domains > 1:
-            domains = batch.domain[batch.sequence[:, 0]][user], candidates.domain
+            domains = batch.domain[batch.sequence[:, 0]][user], batch.domain
         queries = self.model.score_scale * queries
-        return softmax_loss(positive, queries, candidates.vectors, inclusion, own, domains)
+        return softmax_loss(positive, queries, vectors, inclusion, own_columns(batch)[user], domains)

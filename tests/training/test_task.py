@@ -68,7 +68,7 @@ def test_softmax_by_hand() -> None:
     assert report == {"items_encoded": len(batch.items), "slots": 2 * 3 * LENGTH}
 
 
-@pytest.mark.parametrize("loss", ["bce"])
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
 def test_nothing_in_a_micro_batch_makes_the_host_wait(loss: str) -> None:
     batch = batch_of(SEQUENCES, pool=[1, 5])
     batch.negatives = torch.zeros(len(SEQUENCES), LENGTH - 1, dtype=torch.int64)

@@ -88,6 +88,20 @@ class SharedItems(_Tensors):
 
 
 @dataclass
+class BankItems(_Tensors):
+    """Further candidates whose vectors are known (`training/bank.py`); none of them stands in the batch of any rank."""
+
+    vectors: Tensor
+    """[P, D] float, without gradient; on the model's device from the start."""
+    domain: Tensor
+    """[P] int64."""
+    occurrence_rate: Tensor
+    """[P] float32."""
+    pool_rate: Tensor
+    """[P] float32."""
+
+
+@dataclass
 class UserBatch(_Tensors):
     """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
 
@@ -105,11 +119,13 @@ class UserBatch(_Tensors):
     occurrence_rate: Tensor | None = None
     """[N] float32: the item's share of its domain's training interactions (`softmax` only)."""
     pool_rate: Tensor | None = None
-    """[N] float32: chance that the item's domain drew it into the pool (`softmax` only)."""
+    """[N] float32: chance that the item's domain drew it, into the pool or from the bank (`softmax` only)."""
     domain: Tensor | None = None
     """[N] int64: which of the run's domains the item is of (`softmax` only)."""
     shared: SharedItems | None = None
     """Where ranks share out the encoding: what `sequence`, rates and `domain` go by instead of `items`, N being C."""
+    bank: BankItems | None = None
+    """Cached negatives, where the run has a bank (`softmax` only)."""
     positions: Tensor | None = None
     """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
     for it on an accelerator makes the host wait."""

@@ -115,12 +115,16 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 def inclusion_probability(occurrence_rate: Tensor, num_interactions: Tensor, pool_rate: Tensor) -> Tensor:
-    """Chance that an item is among the candidates: met in one of the batch's interactions, or drawn into the pool.
+    """Chance that an item is among the candidates: met in one of the batch's interactions, or drawn.
+
+    Interactions, pool and bank are drawn independently of each other, so an item is missed with the product of their
+    chances to miss it: (1 - occurrence rate) ^ interactions (1 - pool size / N) (1 - bank size / N), with N items in
+    its domain. That an item drawn from the bank is dropped where it is a candidate already changes nothing: it is in.
 
     Args:
         occurrence_rate: [C] the item's share of its domain's training interactions.
         num_interactions: [C] interactions of the item's domain in the batch of all ranks.
-        pool_rate: [C] chance to be drawn into the pool.
+        pool_rate: [C] chance to be drawn, into the pool or from the bank.
     """
     missed = torch.exp(num_interactions * torch.log1p(-occurrence_rate.clamp(max=1 - 1e-6)))
     return (1 - missed * (1 - pool_rate)).clamp(min=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,11 +53,16 @@ class NextItemTask(nn.Module):
         assert batch.occurrence_rate is not None
         assert batch.pool_rate is not None
         assert batch.positions is not None
-        interactions = interactions_by_domain(batch, self.num_domains)
-        inclusion = inclusion_probability(batch.occurrence_rate, interactions[batch.domain], batch.pool_rate)
+        domain, occurrence, pool, frozen = batch.domain, batch.occurrence_rate, batch.pool_rate, None
+        if batch.bank is not None:
+            domain = torch.cat([domain, batch.bank.domain])
+            occurrence = torch.cat([occurrence, batch.bank.occurrence_rate])
+            pool = torch.cat([pool, batch.bank.pool_rate])
+            frozen = batch.bank.vectors.to(vectors.dtype)
+        inclusion = inclusion_probability(occurrence, interactions_by_domain(batch, self.num_domains)[domain], pool)
         user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
         domains = None
         if self.num_domains > 1:
-            domains = batch.domain[batch.sequence[:, 0]][user], batch.domain
+            domains = domain[batch.sequence[:, 0]][user], domain
         queries = self.model.score_scale * queries
-        return softmax_loss(positive, queries, vectors, inclusion, own_columns(batch)[user], domains)
+        return softmax_loss(positive, queries, vectors, inclusion, own_columns(batch)[user], domains, frozen)

@@ -1,6 +1,7 @@
 """What data hands to models: every tensor of a batch, named once, with its dtype and shape.
 
-Shapes: B users, L positions of history, N distinct items, T text tokens, H = W image side, P negatives in the pool.
+Shapes: B users, L positions of history, M positions with a target, N distinct items, T text tokens, H = W image side,
+P negatives in the pool.
 `data` and `models` never import each other; they meet here.
 """
 
@@ -33,6 +34,10 @@ class _Tensors:
     def pin_memory(self: BatchT) -> BatchT:
         """The same batch in page-locked memory, for asynchronous copies to an accelerator."""
         return self._map("pin_memory")
+
+    def select(self: BatchT, rows: Tensor) -> BatchT:
+        """The same batch with these of its rows only, [n] int64."""
+        return self._map("index_select", 0, rows)
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,38 @@ class ItemInputs(_Tensors):
 
 
 @dataclass
+class SharedItems(_Tensors):
+    """The C distinct items of all ranks' micro-batches, where each is encoded by one rank (`softmax` only)."""
+
+    ids: Tensor
+    """[C] int64: item numbers, ascending."""
+    place: Tensor
+    """[C] int64: where the item's vector stands once all ranks' vectors lie end to end, `longest` of each rank."""
+    longest: int
+    """Items of the rank that encodes the most."""
+
+
+@dataclass
+class BankItems(_Tensors):
+    """Further candidates whose vectors are known (`training/bank.py`); none of them stands in the batch of any rank."""
+
+    vectors: Tensor
+    """[P, D] float, without gradient; on the model's device from the start."""
+    domain: Tensor
+    """[P] int64."""
+    occurrence_rate: Tensor
+    """[P] float32."""
+    pool_rate: Tensor
+    """[P] float32."""
+
+
+@dataclass
 class UserBatch(_Tensors):
     """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
 
     items: ItemInputs
-    """Every item that `sequence` or `negatives` points to, and the pool, once each."""
+    """Every item that `sequence` or `negatives` points to, and the pool, once each and ascending; with `shared`, those
+    that this rank encodes."""
     sequence: Tensor
     """[B, L + 1] int64: index into `items`; inputs are [:, :-1], targets [:, 1:]. Padding holds 0."""
     mask: Tensor
@@ -91,9 +123,20 @@ class UserBatch(_Tensors):
     occurrence_rate: Tensor | None = None
     """[N] float32: the item's share of its domain's training interactions (`softmax` only)."""
     pool_rate: Tensor | None = None
-    """[N] float32: chance that the item's domain drew it into the pool (`softmax` only)."""
+    """[N] float32: chance that the item's domain drew it, into the pool or from the bank (`softmax` only)."""
     domain: Tensor | None = None
     """[N] int64: which of the run's domains the item is of (`softmax` only)."""
+    shared: SharedItems | None = None
+    """Where ranks share out the encoding: what `sequence`, rates and `domain` go by instead of `items`, N being C."""
+    bank: BankItems | None = None
+    """Cached negatives, where the run has a bank (`softmax` only)."""
+    positions: Tensor | None = None
+    """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
+    for it on an accelerator makes the host wait."""
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            self.positions = self.targets.flatten().nonzero()[:, 0]
 
     @property
     def targets(self) -> Tensor:

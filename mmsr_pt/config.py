@@ -144,6 +144,12 @@ class OptimConfig:
 
     loss: Literal["softmax", "bce"] = "softmax"
     """bce: the paper's, one uniform negative a position; softmax: over the batch of all ranks and the pool, logQ."""
+    bank_size: int = 0
+    """Further negatives drawn from each domain at every step, whose vectors come from the last encoding of the
+    catalogue: as old as the last refresh, and without gradient; 0: none (`softmax` only)."""
+    bank_refresh: int = 0
+    """Steps between encodings of the catalogue for the bank, which also happen at every checkpoint; 0: whenever the
+    model is validated."""
     lr: float = 5e-4
     """Learning rate of fusion, projections, sequence encoder, side networks and `tiny` towers."""
     text_lr: float = 1e-4
@@ -162,6 +168,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "text_lr", "vision_lr"):
             _require(getattr(self, name) > 0, f"--{name} {getattr(self, name)} must be above 0")
+        for name in ("bank_size", "bank_refresh"):
+            _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
+        _require(
+            not self.bank_size or self.loss == "softmax",
+            f"--bank_size {self.bank_size} needs --loss softmax: bce takes one negative a position and no bank",
+        )
+        _require(
+            not self.bank_refresh or self.bank_size > 0,
+            f"--bank_refresh {self.bank_refresh} needs --bank_size: how many negatives the bank gives a step",
+        )
         for name in ("decay_from", "final_lr"):
             _require(0 <= getattr(self, name) <= 1, f"--{name} {getattr(self, name)} must lie in [0, 1]")
 

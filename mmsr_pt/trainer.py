@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -23,16 +24,18 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import Split
-from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, encode_catalogue, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.table import results_table, wide_console
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE, MetricsLog, write_bundle
+from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import barrier, sum_over_ranks, world_size
 from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import learning_rate_factor
+from mmsr_pt.training.sharing import share_items, sharing_report
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,9 @@ class Trainer:
         self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
         self.checkpoints = CheckpointManager(run_dir, keep=run.keep_checkpoints)
         self.progress = Progress()
+        optim = config.optim
+        self.bank = Bank(domains, order, optim.bank_size, config.data.pool_size) if optim.bank_size else None
+        self.bank_refreshed = -1  # after which step
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
 
     def resume(self) -> None:
@@ -143,6 +149,9 @@ class Trainer:
 
     def _fit(self, stream: Iterator[UserBatch], bar: tqdm) -> None:
         meter = Meter()
+        log_every = self.config.run.log_every
+        self._refresh_bank(self.progress.step)
+        first_log = min((self.progress.step // log_every + 1) * log_every, self.total_steps)
         while self.progress.step < self.total_steps and not self._is_stale():
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
@@ -151,11 +160,15 @@ class Trainer:
             meter.add(waited, micro_batches, report.loss, report.scalars)
             self.progress.step += 1
             step = self.progress.step
-            if step % self.config.run.log_every == 0 or step == self.total_steps:
+            if step % log_every == 0 or step == self.total_steps:
                 self._log(meter, report.learning_rates, bar)
                 meter = Meter()
             bar.update()
             paused = time.perf_counter()
+            if step == first_log and world_size() > 1 and self.config.optim.loss == "softmax":
+                log.info("%s", sharing_report(self.engine.model, micro_batches[0], self.place.device))
+            if step % (self.config.optim.bank_refresh or self.eval_every) == 0 or step % self.checkpoint_every == 0:
+                self._refresh_bank(step)
             if step % self.eval_every == 0 or step == self.total_steps:
                 self._validate()
             if step % self.checkpoint_every == 0 or step == self.total_steps:
@@ -163,14 +176,19 @@ class Trainer:
             meter.start += time.perf_counter() - paused
 
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
-        batches = [next(stream) for _ in range(self.engine.accumulation_steps)]
-        return [batch.to(self.place.device, non_blocking=True) for batch in batches]
+        """This rank's micro-batches, still on the host, where counting users does not wait for the device."""
+        return [next(stream) for _ in range(self.engine.accumulation_steps)]
 
     def _step(self, batches: list[UserBatch]) -> StepReport:
         optim = self.config.optim
         factor = learning_rate_factor(self.progress.step, self.total_steps, optim.decay_from, optim.final_lr)
+        if self.config.optim.loss == "softmax":
+            batches = [share_items(batch, self.place.device) for batch in batches]
+        if self.bank is not None:
+            batches = [self.bank.extended(batch, self.progress.step) for batch in batches]
+        moved = [batch.to(self.place.device, non_blocking=True) for batch in batches]
         try:
-            return self.engine.train_step(batches, factor)
+            return self.engine.train_step(moved, factor)
         except NonFiniteLoss as error:
             last = self.checkpoints.latest()
             kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -187,12 +205,32 @@ class Trainer:
             refresh=False,
         )
 
+    def _refresh_bank(self, step: int) -> None:
+        """Encodes the catalogues for the bank, if there is one. Collective: call on every rank."""
+        if self.bank is None:
+            return
+        model = self.engine.model
+        was_training = model.training
+        model.eval()
+        batch_size = self.config.run.eval_batch_size
+        self.bank.catalogues = [
+            encode_catalogue(model, self._source(number), domain.num_items, batch_size)
+            for number, domain in enumerate(self.domains)
+        ]
+        self.bank_refreshed = step
+        model.train(was_training)
+
+    def _source(self, number: int) -> ItemSource:
+        domain = self.domains[number]
+        return self.cache.source(domain, number) if self.cache else item_source(domain, self.preprocessor)
+
     def _validate(self) -> None:
         """Ranks the validation targets; the best model so far becomes the run's bundle."""
         lines: list[EvalLine] = []
+        step = self.progress.step
         for number, domain in enumerate(self.domains):
-            source = self.cache.source(domain, number) if self.cache else item_source(domain, self.preprocessor)
-            lines += self._evaluate(self.engine.model, domain, "valid", source, self.progress.step)
+            known = self.bank.catalogues[number] if self.bank is not None and self.bank_refreshed == step else None
+            lines += self._evaluate(self.engine.model, domain, "valid", self._source(number), step, known)
         overall = [line.metrics["NDCG@10"] for line in lines if line.slice == "all"]
         ndcg = sum(overall) / len(overall)
         log.info("step %d: validation NDCG@10 %.4f", self.progress.step, ndcg)
@@ -213,9 +251,16 @@ class Trainer:
         return stale
 
     def _evaluate(
-        self, model: MMSRModel, domain: Domain, split: Split, source: ItemSource, step: int
+        self,
+        model: MMSRModel,
+        domain: Domain,
+        split: Split,
+        source: ItemSource,
+        step: int,
+        catalogue: Tensor | None = None,
     ) -> list[EvalLine]:
-        lines = evaluate(model, domain, source, [split], self.config.run.eval_batch_size, step)
+        batch_size = self.config.run.eval_batch_size
+        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue)
         for line in lines:
             self._record(line, domain)
         return lines

@@ -95,6 +95,9 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (OptimConfig, {"final_lr": 1.5}, r"--final_lr 1.5 must lie in \[0, 1\]"),
     (RunConfig, {"steps": 0}, "--steps 0 must be at least 1"),
     (RunConfig, {"patience": -1}, "--patience -1 must not be negative"),
+    (OptimConfig, {"bank_size": -1}, "--bank_size -1 must not be negative"),
+    (OptimConfig, {"bank_size": 8, "loss": "bce"}, "--bank_size 8 needs --loss softmax"),
+    (OptimConfig, {"bank_refresh": 8}, "--bank_refresh 8 needs --bank_size"),
     (RunConfig, {"keep_checkpoints": 0}, "--keep_checkpoints 0 must be at least 1"),
     (RunConfig, {"resume": True}, "--resume needs --run_dir"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmsr_pt.batch import ItemInputs
@@ -45,7 +46,8 @@ def iter_item_batches(
         num_workers: loader processes; 0 decodes in this one.
     """
     batches = _Batches(domain, preprocessor, np.asarray(rows, dtype=np.int64), batch_size)
-    yield from DataLoader(batches, batch_size=None, num_workers=num_workers)
+    # a generator of its own, as in training: encoding a catalogue must not change the dropout that comes after it
+    yield from DataLoader(batches, batch_size=None, num_workers=num_workers, generator=torch.Generator())
 
 
 def item_source(

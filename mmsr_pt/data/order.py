@@ -18,7 +18,9 @@ import numpy as np
 
 from mmsr_pt.log import UserError
 
-_ORDER, _BLOCK, _POOL, _USER = range(4)  # first word of each generator's seed, so that no two draw the same numbers
+_ORDER, _BLOCK, _POOL, _USER, _BANK = range(
+    5
+)  # first word of each generator's seed, so that no two draw the same numbers
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ def generator(*key: int) -> np.random.Generator:
 def pool_generator(seed: int, epoch: int, step: int, domain: int) -> np.random.Generator:
     """Draws the pool of a step: the same on every rank."""
     return generator(_POOL, seed, epoch, step, domain)
+
+
+def bank_generator(seed: int, epoch: int, step: int, domain: int) -> np.random.Generator:
+    """Draws a step's negatives from the bank: the same on every rank, whatever the pool draws."""
+    return generator(_BANK, seed, epoch, step, domain)
 
 
 def user_generator(seed: int, epoch: int, user: int) -> np.random.Generator:

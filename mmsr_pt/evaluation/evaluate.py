@@ -110,6 +110,7 @@ def evaluate(
     batch_size: int,
     step: int = 0,
     name: str = "mmsr",
+    catalogue: Tensor | None = None,
 ) -> list[EvalLine]:
     """The model on every slice of each split; the catalogue is encoded once for all. Collective.
 
@@ -121,12 +122,15 @@ def evaluate(
         batch_size: items encoded at once.
         step: optimizer step of the model, for the lines.
         name: what the lines call the model.
+        catalogue: what `encode_catalogue` has already made of it with these weights.
     """
     was_training = model.training
     model.eval()
     try:
         start = time.perf_counter()
-        scorer = CatalogueScorer(model, encode_catalogue(model, source, domain.num_items, batch_size))
+        if catalogue is None:
+            catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
+        scorer = CatalogueScorer(model, catalogue)
         share = (time.perf_counter() - start) / len(splits)
         return _lines(scorer, domain, splits, model.config.max_history, step, name, share)
     finally:

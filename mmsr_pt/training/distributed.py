@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mmsr_pt.log import UserError
 
@@ -52,7 +53,31 @@ def from_rank0(make: Callable[[], T]) -> T:
 
 def sum_over_ranks(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
     """Element-wise sums over all ranks. Collective: call on every rank."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    return summed(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, in place and without waiting for the device. Collective: call on every rank."""
     if world_size() > 1:
-        dist.all_reduce(total)
-    return total.tolist()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def fetched(values: Sequence[Tensor], device: torch.device) -> list[float]:
+    """Scalars of the device as numbers, in one transfer: the host waits once for all that is queued there."""
+    return torch.stack([value.detach().to(device, torch.float64) for value in values]).tolist()
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values. Collective: call on every rank."""
+    found = torch.tensor(value, device=device)
+    if world_size() > 1:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The ranks' tensors, of equal shape, laid end to end. Collective: call on every rank."""
+    found = torch.empty((world_size() * len(tensor), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    dist.all_gather_into_tensor(found, tensor.contiguous())
+    return found

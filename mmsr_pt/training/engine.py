@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.training.distributed import sum_over_ranks
+from mmsr_pt.training.distributed import fetched, summed
 from mmsr_pt.training.ds_config import offloads_optimizer, zero_stage
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import ParamGroup
@@ -42,10 +42,15 @@ class StepReport:
     """Mean over the valid positions of all ranks and micro-batches."""
     learning_rates: dict[str, float]
     """By group name."""
-    grad_norm: float
-    """Norm of the gradient of that mean before clipping, over all groups."""
     scalars: dict[str, float]
     """What the task reports, summed over this rank's micro-batches."""
+    norm: Tensor | float
+    """`grad_norm`, perhaps still on the device."""
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient of the mean loss before clipping, over all groups. Waits for the device."""
+        return float(self.norm)
 
 
 class Engine:
@@ -113,23 +118,41 @@ class Engine:
         assert len(micro_batches) == self.accumulation_steps, f"{len(micro_batches)} micro-batches"
         step = self.num_steps + 1
         learning_rates = self._set_learning_rates(lr_factor)
-        positions = float(sum(int(batch.targets.sum()) for batch in micro_batches))
-        total = max(1.0, sum_over_ranks([positions], self.place.device)[0])
+        total = summed(torch.stack([batch.targets.sum() for batch in micro_batches]).sum()).clamp(min=1)
         # DeepSpeed divides by the accumulation steps and averages over the ranks
-        scale = self.accumulation_steps * self.place.world_size / total
-        loss_sum, scalars = 0.0, dict[str, float]()
+        scale = (self.accumulation_steps * self.place.world_size / total).float()
+        loss_sum, scalars = torch.zeros((), dtype=torch.float64, device=self.place.device), dict[str, Any]()
         for index, batch in enumerate(micro_batches):
             loss, _, report = self._engine(batch)
             self._engine.backward(loss * scale)
-            loss_sum += loss.item()
+            loss_sum += loss.detach()
             for name, value in report.items():
-                scalars[name] = scalars.get(name, 0.0) + float(value)
+                scalars[name] = scalars.get(name, 0) + value
             if index < len(micro_batches) - 1:
                 self._engine.step()  # counts the micro-batch; the weights stay
-        mean = sum_over_ranks([loss_sum], self.place.device)[0] / total
+        mean, norm, scalars = self._fetch(summed(loss_sum) / total, scalars)
         if not math.isfinite(mean):
             raise _non_finite("loss", step, learning_rates)
-        return StepReport(mean, learning_rates, self._step_weights(step, learning_rates), scalars)
+        if not math.isfinite(norm):
+            raise _non_finite("gradient", step, learning_rates)
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise _non_finite("gradient", step, learning_rates)
+        return StepReport(
+            mean, learning_rates, scalars, norm if self._keeps_plain_optimizer else self._engine.get_global_grad_norm()
+        )
+
+    def _fetch(self, mean: Tensor, scalars: Mapping[str, Any]) -> tuple[float, float, dict[str, float]]:
+        """The numbers that a step is judged and logged by: the one time in a step that the host waits for the device.
+
+        Returns: the mean loss; the gradient's norm, or 0 where DeepSpeed itself looks at it; the task's scalars.
+        """
+        norm = torch.zeros(())
+        if self._keeps_plain_optimizer:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
+        tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
+        found = fetched([mean, norm, *tensors.values()], self.place.device)
+        return found[0], found[1], {**scalars, **dict(zip(tensors, found[2:]))}
 
     def _set_learning_rates(self, factor: float) -> dict[str, float]:
         rates = {}
@@ -139,19 +162,6 @@ class Engine:
             # a loaded checkpoint brings its own
             group["weight_decay"] = weight_decay
         return rates
-
-    def _step_weights(self, step: int, learning_rates: Mapping[str, float]) -> float:
-        """Steps, unless the gradient is not finite; returns its norm."""
-        norm = math.nan
-        if self._keeps_plain_optimizer:
-            gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(norm):
-                raise _non_finite("gradient", step, learning_rates)
-        self._engine.step()
-        if not self._engine.was_step_applied():
-            raise _non_finite("gradient", step, learning_rates)
-        return norm if self._keeps_plain_optimizer else float(self._engine.get_global_grad_norm())
 
     def state_dict_on_rank0(self) -> dict[str, Tensor] | None:
         """The model's weights, frozen ones included, in float32 on the CPU of rank 0; None on other ranks.

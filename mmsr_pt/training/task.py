@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
-from mmsr_pt.training.negatives import allowed_negatives, gather_candidates, interactions_by_domain
+from mmsr_pt.training.negatives import gather_vectors, interactions_by_domain, own_columns
 
 
 class NextItemTask(nn.Module):
@@ -23,7 +23,7 @@ class NextItemTask(nn.Module):
         self.loss = loss
         self.num_domains = num_domains
 
-    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Loss of a micro-batch. Collective with `softmax`: call on every rank.
 
         Returns:
@@ -31,27 +31,38 @@ class NextItemTask(nn.Module):
             log, each a sum over this rank.
         """
         vectors = self.model.encode_items(batch.items)
-        valid = batch.targets
-        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), valid)
-        queries = hidden[valid]
-        positive = self.model.score_pairs(queries, F.embedding(batch.sequence[:, 1:][valid], vectors))
-        report = {"items_encoded": torch.tensor(len(batch.items)), "slots": torch.tensor(2 * batch.sequence.numel())}
+        if self.loss == "softmax":
+            vectors = gather_vectors(batch, vectors)
+        assert batch.positions is not None
+        positions = batch.positions
+        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), batch.targets)
+        queries = hidden.flatten(0, 1)[positions]
+        target = batch.sequence[:, 1:].flatten()[positions]
+        positive = self.model.score_pairs(queries, F.embedding(target, vectors))
+        report = {"items_encoded": float(len(batch.items)), "slots": float(2 * batch.sequence.numel())}
         if self.loss == "bce":
             assert batch.negatives is not None
-            negative = self.model.score_pairs(queries, F.embedding(batch.negatives[valid], vectors))
+            negative = self.model.score_pairs(queries, F.embedding(batch.negatives.flatten()[positions], vectors))
             loss = bce_loss(positive, negative)
         else:
-            loss, active = self._softmax(batch, vectors, queries, positive)
-            report["active_negatives"] = active
-        return loss, valid.sum(), report
+            loss = self._softmax(batch, vectors, queries, positive)
+        return loss, batch.targets.sum(), report
 
-    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-        candidates = gather_candidates(batch, vectors)
-        interactions = interactions_by_domain(batch, self.num_domains)
-        inclusion = inclusion_probability(
-            candidates.occurrence_rate, interactions[candidates.domain], candidates.pool_rate
-        )
-        user_of_position = batch.targets.nonzero()[:, 0]
-        allowed = allowed_negatives(batch, candidates)[user_of_position]
-        loss = softmax_loss(positive, self.model.score(queries, candidates.vectors), allowed, inclusion)
-        return loss, allowed.sum()
+    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
+        assert batch.domain is not None
+        assert batch.occurrence_rate is not None
+        assert batch.pool_rate is not None
+        assert batch.positions is not None
+        domain, occurrence, pool, frozen = batch.domain, batch.occurrence_rate, batch.pool_rate, None
+        if batch.bank is not None:
+            domain = torch.cat([domain, batch.bank.domain])
+            occurrence = torch.cat([occurrence, batch.bank.occurrence_rate])
+            pool = torch.cat([pool, batch.bank.pool_rate])
+            frozen = batch.bank.vectors.to(vectors.dtype)
+        inclusion = inclusion_probability(occurrence, interactions_by_domain(batch, self.num_domains)[domain], pool)
+        user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
+        domains = None
+        if self.num_domains > 1:
+            domains = domain[batch.sequence[:, 0]][user], domain
+        queries = self.model.score_scale * queries
+        return softmax_loss(positive, queries, vectors, inclusion, own_columns(batch)[user], domains, frozen)

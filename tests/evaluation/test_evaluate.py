@@ -72,6 +72,14 @@ def test_the_lines_are_the_means_of_brute_force_ranks(split, max_history):
         assert lines[name].metrics["HR@10"] == pytest.approx(sum(rank <= 10 for rank in expected) / len(expected))
 
 
+def test_a_catalogue_that_is_encoded_already_is_not_encoded_again():
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    expected = evaluate(model, domain, id_source, ["valid"], BATCH_SIZE)
+    catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
+    lines = evaluate(model, domain, lambda *_: pytest.fail("encoded"), ["valid"], BATCH_SIZE, catalogue=catalogue)
+    assert [line.metrics for line in lines] == [line.metrics for line in expected]
+
+
 def test_a_line_is_json_with_the_fields_of_the_run_directory():
     domain = random_domain(NUM_USERS, NUM_ITEMS)
     lines = evaluate(FakeModel(NUM_ITEMS), domain, id_source, ["test"], BATCH_SIZE, step=3)

@@ -1,0 +1,79 @@
+"""Model and loss together: what a micro-batch costs, and that nothing in it makes the host wait."""
+
+import pytest
+import torch
+
+from mmsr_pt.batch import ItemInputs, UserBatch
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.training.task import NextItemTask
+from tests.training.watch import Watch
+
+NUM_ITEMS = 12
+SEQUENCES = [[3, 7, 3, 9], [0, 4], [11, 10, 9]]
+LENGTH = 4
+
+
+def id_model() -> MMSRModel:
+    torch.manual_seed(0)
+    config = ModelConfig(item="id", width=8, max_history=LENGTH - 1, dropout=0.0, fusion_heads=2, score="dot")
+    return MMSRModel.build(config, num_items=NUM_ITEMS)
+
+
+def batch_of(sequences: list[list[int]], pool: list[int]) -> UserBatch:
+    """Users of one domain; occurrences in proportion to the item number, 2 items drawn into each pool."""
+    ids = sorted({item for sequence in sequences for item in sequence} | set(pool))
+    index, mask = torch.zeros(len(sequences), LENGTH, dtype=torch.int64), torch.zeros(len(sequences), LENGTH).bool()
+    for row, sequence in enumerate(sequences):
+        index[row, : len(sequence)] = torch.tensor([ids.index(item) for item in sequence])
+        mask[row, : len(sequence)] = True
+    return UserBatch(
+        items=ItemInputs(torch.tensor(ids)),
+        sequence=index,
+        mask=mask,
+        users=torch.arange(len(sequences)),
+        occurrence_rate=torch.tensor(ids) / sum(range(NUM_ITEMS)),
+        pool_rate=torch.full((len(ids),), 2 / NUM_ITEMS),
+        domain=torch.zeros(len(ids), dtype=torch.int64),
+    )
+
+
+def by_hand(model: MMSRModel, candidates: dict[int, float]) -> float:
+    """The loss position by position, from each candidate's chance to be one."""
+    table = model.item_encoder.items.weight.detach()  # type: ignore[union-attr]
+    total = 0.0
+    for sequence in SEQUENCES:
+        history = table[torch.tensor(sequence[:-1])][None]
+        users = model.encode_users(history, torch.ones(1, len(sequence) - 1, dtype=torch.bool))[0].double()
+        for user, target in zip(users, sequence[1:]):
+            partition = (user @ table[target].double()).exp()
+            for item, inclusion in candidates.items():
+                if item not in sequence:
+                    partition += (user @ table[item].double()).exp() / inclusion
+            total += (partition.log() - user @ table[target].double()).item()
+    return total
+
+
+def test_softmax_by_hand() -> None:
+    """9 interactions of 9 positions; the chance to be missed by all and by the pool."""
+    model, batch = id_model(), batch_of(SEQUENCES, pool=[1, 5])
+    loss, count, report = NextItemTask(model, "softmax", num_domains=1)(batch)
+    num_interactions = sum(map(len, SEQUENCES))
+    inclusion = {
+        item: 1 - (1 - item / sum(range(NUM_ITEMS))) ** num_interactions * (1 - 2 / NUM_ITEMS)
+        for item in batch.items.ids.tolist()
+    }
+    assert loss.item() == pytest.approx(by_hand(model, inclusion), rel=1e-5)
+    assert count.item() == 3 + 1 + 2
+    assert report == {"items_encoded": len(batch.items), "slots": 2 * 3 * LENGTH}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_nothing_in_a_micro_batch_makes_the_host_wait(loss: str) -> None:
+    batch = batch_of(SEQUENCES, pool=[1, 5])
+    batch.negatives = torch.zeros(len(SEQUENCES), LENGTH - 1, dtype=torch.int64)
+    task = NextItemTask(id_model(), loss, num_domains=1)  # type: ignore[arg-type]
+    with Watch() as watch:
+        task(batch)[0].backward()
+    assert "aten.mm" in watch.seen or "aten.addmm" in watch.seen
+    assert not watch.waited

@@ -1,6 +1,7 @@
 """Last-item transitions: what followed this user's last item in other sequences. The second line any model must beat.
 
-Shapes: u users, L positions, N items, P distinct pairs of consecutive items.
+Shapes: U users, u users of a chunk, L positions, N items, E items of all sequences, P distinct pairs of
+consecutive ones.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ class Transitions:
     Pairs are kept sorted by their first item (P numbers, never an N x N table).
     """
 
-    def __init__(self, sequences: Tensor, mask: Tensor, train_count: Tensor) -> None:
+    def __init__(self, items: Tensor, lengths: Tensor, train_count: Tensor) -> None:
         """Counts the pairs.
 
         Args:
-            sequences: [U, L] int64, the training part of each user's items, real ones left.
-            mask: [U, L] bool.
+            items: [E] int64, the training parts of all users' items, one user after the other.
+            lengths: [U] int64, how many of them belong to each user.
             train_count: [N] int64, occurrences of each item in the training sequences.
         """
         self._train_count = train_count
         num_items = len(train_count)
-        both = mask[:, 1:]
-        keys = sequences[:, :-1][both] * num_items + sequences[:, 1:][both]
+        ends = lengths.cumsum(0)
+        of_one_user = torch.ones(max(0, len(items) - 1), dtype=torch.bool, device=items.device)
+        of_one_user[ends[(ends > 0) & (ends < len(items))] - 1] = False
+        keys = items[:-1][of_one_user] * num_items + items[1:][of_one_user]
         keys, counts = keys.unique(return_counts=True)
         self._next = keys % num_items
         # one integer orders by transitions first and popularity second: no popularity reaches the step between counts
         self._score = counts * (int(train_count.max()) + 1)
-        items = torch.arange(num_items + 1, device=keys.device)
-        self._first = torch.searchsorted(keys, items * num_items)
+        firsts = torch.arange(num_items + 1, device=keys.device) * num_items
+        self._first = torch.searchsorted(keys, firsts)
 
     def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
         """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] int64."""

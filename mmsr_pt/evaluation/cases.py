@@ -5,6 +5,7 @@ Shapes: U users, L positions of history, S seen items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Split = Literal["valid", "test"]
 PADDING = -1
+USERS_AT_ONCE = 50_000
+"""Whose training parts are in memory as tensors together."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ class LeaveOneOut:
     @property
     def targets(self) -> Tensor:
         """[U] int64."""
-        return torch.from_numpy(self.frame[self.split].to_numpy().astype(np.int64))
+        return _int64(self.frame[self.split])
+
+    def last_items(self) -> Tensor:
+        """[U] int64: the newest row of each history."""
+        return _int64(self.frame["history"].list.last() if self.split == "valid" else self.frame["valid"])
 
     def of(self, users: range) -> Cases:
         """The cases of some users, by number; their matrices are as wide as these users need."""
@@ -67,8 +74,7 @@ class LeaveOneOut:
         if self.split == "test":
             seen = frame.select(pl.concat_list("history", "valid")).to_series()
         history, mask = pad_rows(seen.list.tail(self.max_history))
-        targets = torch.from_numpy(frame[self.split].to_numpy().astype(np.int64))
-        return Cases(history.clamp_min(0), mask, targets, pad_rows(seen)[0])
+        return Cases(history.clamp_min(0), mask, _int64(frame[self.split]), pad_rows(seen)[0])
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,18 @@ def leave_one_out(domain: Domain, split: Split, max_history: int, users: UserSam
         users: all of them, or a sample.
     """
     return LeaveOneOut(users.of(domain.eval), split, max_history)
+
+
+def training_parts(histories: pl.Series, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All users' lists, some users at a time: their items one after the other, and how many each has, both int64."""
+    for first in range(0, len(histories), USERS_AT_ONCE):
+        part = histories[first : first + USERS_AT_ONCE]
+        # an empty list explodes to one null
+        yield _int64(part.explode().drop_nulls()).to(device), _int64(part.list.len()).to(device)
+
+
+def _int64(column: pl.Series) -> Tensor:
+    return torch.from_numpy(column.to_numpy().astype(np.int64))
 
 
 def pad_rows(lists: pl.Series) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out
+from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out, training_parts
 from mmsr_pt.evaluation.metrics import mean_metrics
 from mmsr_pt.evaluation.processes import Portion, processes
 from mmsr_pt.evaluation.products import BLOCK_USERS, ProductRanker, can_rank
@@ -176,13 +176,11 @@ def evaluate_baselines(
     """Popularity and last-item transitions on the same users; counts come from the training part only. Collective."""
     device = processes().device
     train_count = _train_count(domain).to(device)
-    histories = domain.eval["history"]
     start = time.perf_counter()
     baselines: dict[str, Scorer] = {"popularity": Popularity(train_count)}
+    asked = [leave_one_out(domain, split, 1, users).last_items() for split in splits]
     baselines["transitions"] = Transitions(
-        torch.from_numpy(histories.explode().drop_nulls().to_numpy().astype("int64")).to(device),
-        torch.from_numpy(histories.list.len().to_numpy().astype("int64")).to(device),
-        train_count,
+        training_parts(domain.eval["history"], device), train_count, torch.cat(asked).to(device)
     )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
     rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}

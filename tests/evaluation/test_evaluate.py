@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 
 from mmsr_pt.evaluation import ranking
-from mmsr_pt.evaluation.cases import Cases, UserSample, leave_one_out
+from mmsr_pt.evaluation.cases import Cases, UserSample, leave_one_out, training_parts
 from mmsr_pt.evaluation.evaluate import (
     CatalogueScorer,
     encode_catalogue,
@@ -126,6 +126,16 @@ def test_users_are_read_in_slices_that_put_together_are_the_whole():
             part, same = cases.of(rows), whole.of(rows)
             assert questions(part) == questions(same)
             assert part.seen.shape[1] == max(len(seen) for _, _, seen in questions(part)), "no wider than it must be"
+
+
+def test_training_parts_come_a_few_users_at_a_time_and_complete(monkeypatch):
+    monkeypatch.setattr("mmsr_pt.evaluation.cases.USERS_AT_ONCE", 2)
+    domain = domain_of([[0, 1, 2, 3], [4, 5], [6, 6, 7, 7, 8], [5, 5, 5], [1, 2]], num_items=9)
+    parts = [(items.tolist(), lengths.tolist()) for items, lengths in training_parts(domain.eval["history"], "cpu")]
+    assert parts == [([0, 1], [2, 0]), ([6, 6, 7, 5], [3, 1]), ([], [0])]
+    for split in ("valid", "test"):
+        asked = leave_one_out(random_domain(NUM_USERS, NUM_ITEMS), split, 1)
+        assert asked.last_items().tolist() == asked.of(range(NUM_USERS)).history[:, 0].tolist()
 
 
 def questions(cases: Cases) -> list[tuple[list[int], int, list[int]]]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from mmsr_pt.background import DIRECTORY
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.metrics import METRICS
+from tests.conftest import build_drawn
 from tests.pretrain.launching import end, finish, losses, metrics, small_run, start
 
 FLAGS = ["--steps", 6, "--eval_every", 2, "--checkpoint_every", 3, "--dropout", 0, "--eval_users", 40, "--lr", 5e-3]
@@ -96,3 +97,15 @@ def test_a_killed_run_leaves_no_evaluator_and_goes_on_with_its_snapshot(
         time.sleep(0.1)
     finish(*flags, "--resume", num_ranks=2)
     check_same(run_dir, waiting)
+
+
+@pytest.mark.slow
+def test_several_domains_are_evaluated_one_after_the_other(tmp_path: Path, small_domain: Domain) -> None:
+    other = build_drawn(tmp_path / "other", "target", num_users=60, items_per_cell=2)
+    flags = small_run(tmp_path, small_domain, "--steps", 2, "--eval_every", 1, "--async_eval")
+    flags[flags.index(small_domain.path) + 1 : flags.index(small_domain.path) + 1] = [other.path]
+    finish(*flags)
+    for domain in (small_domain, other):
+        lines = metrics(tmp_path / "run", "eval", split="valid", slice="all", domain=domain.name)
+        assert [(line["step"], line["users"]) for line in lines] == [(1, domain.num_users), (2, domain.num_users)]
+    assert not (tmp_path / "run" / DIRECTORY).exists()

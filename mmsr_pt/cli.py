@@ -31,6 +31,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import PretrainConfig, parse_flags
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.evaluation.cases import Split, UserSample
 from mmsr_pt.evaluation.evaluate import (
     CatalogueScorer,
     EvalLine,
@@ -55,28 +56,44 @@ app = tyro.extras.SubcommandApp()
 
 @app.command(name="evaluate")
 def evaluate_command(
-    model: str, data: Path, split: Literal["test", "valid"] = "test", out: Path | None = None, batch_size: int = 256
+    model: str,
+    data: Path,
+    split: Literal["test", "valid", "both"] = "test",
+    out: Path | None = None,
+    batch_size: int = 256,
+    eval_users: int = 0,
+    seed: int = 0,
+    baselines: bool = True,
 ) -> None:
     """Rank the whole catalogue for every user's held-out item, beside popularity and last-item transitions.
 
     Args:
         model: A run directory, a bundle directory or a hub id.
         data: The domain directory to evaluate on.
-        split: Which held-out item to look for.
+        split: Which held-out item to look for; the catalogue is encoded once for both.
         out: JSON file for the figures, as fractions; none given: they are only printed, in percent.
         batch_size: Items encoded at once.
+        eval_users: How many users are asked; 0: all.
+        seed: Draws these users; the same seed draws the same ones.
+        baselines: Popularity and transitions too.
     """
     _require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
+    _require(eval_users >= 0, f"--eval_users {eval_users} must not be negative")
     if out is not None:
         _require(not out.is_dir(), f"--out {out} is a directory: name a file")
         _require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}; make it first")
     state = processes()
     domain = Domain.load(data)
     recommender, source = _open(model, domain)
-    lines = evaluate_baselines(domain, [split])
-    lines += evaluate(recommender, domain, source, [split], batch_size)
+    splits: list[Split] = ["valid", "test"] if split == "both" else [split]
+    users = UserSample(eval_users, seed)
+    lines = evaluate_baselines(domain, splits, users=users) if baselines else []
+    lines += evaluate(recommender, domain, source, splits, batch_size, users=users)
     if state.is_main_process:
-        wide_console().print(results_table(lines, f"{domain.name}, {split}"))
+        for name in splits:
+            wide_console().print(
+                results_table([line for line in lines if line.split == name], f"{domain.name}, {name}")
+            )
         if out is not None:
             _write_lines(out, model, domain, lines)
 

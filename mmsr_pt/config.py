@@ -202,6 +202,13 @@ class RunConfig:
     """Evaluations without a better NDCG@10 before the run stops early; 0: never."""
     eval_batch_size: int = 256
     """Items encoded at once in evaluation."""
+    eval_users: int = 0
+    """Users of each domain who are asked in validation, drawn by --seed, the same each time; 0: all. The final test
+    asks all."""
+    async_eval: bool = False
+    """Validate in a process of its own while training goes on, on a float32 snapshot of the model, without --cache.
+    Takes cores, or memory of rank 0's GPU, from training. The next validation waits for it; early stopping acts late by
+    the time it takes."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: once an epoch."""
     keep_checkpoints: int = 2
@@ -216,7 +223,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "keep_checkpoints", "log_every", "eval_batch_size"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "checkpoint_every", "patience"):
+        for name in ("eval_every", "eval_users", "checkpoint_every", "patience"):
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(self.steps is None or self.steps >= 1, f"--steps {self.steps} must be at least 1")
         _require(not self.resume or self.run_dir is not None, "--resume needs --run_dir: the run to go on with")

@@ -100,13 +100,19 @@ def write_bundle(run_dir: Path, write: Callable[[Path], None]) -> None:
 class MetricsLog:
     """metrics.jsonl and TensorBoard, with the same numbers; use on rank 0."""
 
-    def __init__(self, run_dir: Path, step: int = 0) -> None:
-        """Opens both to go on after `step`; what a run that was killed later than that wrote since is dropped."""
+    def __init__(self, run_dir: Path, step: int = 0, without_figures_of: int = 0) -> None:
+        """Opens both to go on after `step`; what a run that was killed later than that wrote since is dropped.
+
+        Args:
+            run_dir: of the run.
+            step: of the checkpoint; 0: a new run.
+            without_figures_of: a step that was still under evaluation then; 0: none.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         path = run_dir / "metrics.jsonl"
         if path.exists():
-            _write(path, "".join(f"{line}\n" for line in _lines_up_to(path, step)))
+            _write(path, "".join(f"{line}\n" for line in _lines_up_to(path, step, without_figures_of)))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -139,14 +145,15 @@ class MetricsLog:
         self._board.close()
 
 
-def _lines_up_to(path: Path, step: int) -> Iterator[str]:
+def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str]:
     """The lines of a metrics.jsonl that stand at `step` or before; the last one may have been cut by a kill."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry["step"] <= step and entry.get("split") != "test":
+        is_made_anew = entry["event"] == "eval" and (entry["split"] == "test" or entry["step"] == without_figures_of)
+        if entry["step"] <= step and not is_made_anew:
             yield line
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mmsr_pt.background import BackgroundEvaluation
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.cache import ItemCache
 from mmsr_pt.card import CARD_FILE, model_card
@@ -23,7 +25,7 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.evaluation.cases import Split
+from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample
 from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, encode_catalogue, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.table import results_table, wide_console
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
@@ -48,6 +50,8 @@ class Progress:
     best_ndcg: float = -1.0
     best_step: int = 0
     evaluations_without_gain: int = 0
+    under_evaluation: int = 0
+    """Step whose figures are not here yet, since they are made in the background; 0: none."""
 
 
 @dataclass
@@ -111,6 +115,7 @@ class Trainer:
         optim = config.optim
         self.bank = Bank(domains, order, optim.bank_size, config.data.pool_size) if optim.bank_size else None
         self.bank_refreshed = -1  # after which step
+        self.background = BackgroundEvaluation(run_dir, domains, run, place.device)
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
 
     def resume(self) -> None:
@@ -133,7 +138,7 @@ class Trainer:
             batches: this rank's micro-batches from that step on.
         """
         if self.place.rank == 0:
-            self.metrics = MetricsLog(self.run_dir, self.progress.step)
+            self.metrics = MetricsLog(self.run_dir, self.progress.step, self.progress.under_evaluation)
         bar = tqdm(
             total=self.total_steps,
             initial=self.progress.step,
@@ -145,7 +150,13 @@ class Trainer:
         )
         # whatever ends the loop, the bar's line is closed, and log lines stand above it and not behind it
         with bar, logging_redirect_tqdm():
-            self._fit(iter(batches), bar)
+            try:
+                self.background.resume(self.progress.under_evaluation)
+                self._fit(iter(batches), bar)
+                self._take_up(wait=True)
+                self.background.remove()
+            finally:
+                self.background.close()
 
     def _fit(self, stream: Iterator[UserBatch], bar: tqdm) -> None:
         meter = Meter()
@@ -171,6 +182,8 @@ class Trainer:
                 self._refresh_bank(step)
             if step % self.eval_every == 0 or step == self.total_steps:
                 self._validate()
+            elif step % self.config.run.log_every == 0:
+                self._take_up(wait=False)
             if step % self.checkpoint_every == 0 or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
@@ -214,7 +227,8 @@ class Trainer:
         model.eval()
         batch_size = self.config.run.eval_batch_size
         self.bank.catalogues = [
-            encode_catalogue(model, self._source(number), domain.num_items, batch_size)
+            # a copy, as what inference mode gives cannot be part of a loss
+            encode_catalogue(model, self._source(number), domain.num_items, batch_size).clone()
             for number, domain in enumerate(self.domains)
         ]
         self.bank_refreshed = step
@@ -225,21 +239,43 @@ class Trainer:
         return self.cache.source(domain, number) if self.cache else item_source(domain, self.preprocessor)
 
     def _validate(self) -> None:
-        """Ranks the validation targets; the best model so far becomes the run's bundle."""
+        """Ranks the validation targets, now or in the background; the best model so far becomes the run's bundle."""
+        if self.config.run.async_eval:
+            self._take_up(wait=True)
+            state = self.engine.state_dict_on_rank0()
+            self.background.start(self.progress.step, lambda directory: self._write_snapshot(directory, state or {}))
+            return
         lines: list[EvalLine] = []
         step = self.progress.step
         for number, domain in enumerate(self.domains):
             known = self.bank.catalogues[number] if self.bank is not None and self.bank_refreshed == step else None
-            lines += self._evaluate(self.engine.model, domain, "valid", self._source(number), step, known)
-        overall = [line.metrics["NDCG@10"] for line in lines if line.slice == "all"]
-        ndcg = sum(overall) / len(overall)
-        log.info("step %d: validation NDCG@10 %.4f", self.progress.step, ndcg)
-        if ndcg > self.progress.best_ndcg:
-            self.progress.best_ndcg, self.progress.best_step = ndcg, self.progress.step
-            self.progress.evaluations_without_gain = 0
+            users = UserSample(self.config.run.eval_users, self.config.run.seed)
+            lines += self._evaluate(self.engine.model, domain, "valid", self._source(number), step, users, known)
+        if self._is_best(step, [line.as_dict() for line in lines]):
             self.export()
-        else:
-            self.progress.evaluations_without_gain += 1
+
+    def _take_up(self, wait: bool) -> None:
+        """Does with the figures of the background what `_validate` does, once they are there. Collective."""
+        found = self.background.figures(wait)
+        if found is None:
+            return
+        for line in found.lines:
+            if self.metrics is not None:
+                self.metrics.evaluation(line)
+        if self._is_best(found.step, found.lines):
+            self._adopt(self.background.snapshot(found.step))
+        self.background.done_with(found.step)
+
+    def _is_best(self, step: int, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Takes in the figures of a step, all domains alike; whether none were better so far."""
+        overall = [line["NDCG@10"] for line in lines if line["slice"] == "all"]
+        ndcg = sum(overall) / len(overall)
+        log.info("step %d: validation NDCG@10 %.4f", step, ndcg)
+        is_best = ndcg > self.progress.best_ndcg
+        if is_best:
+            self.progress.best_ndcg, self.progress.best_step = ndcg, step
+        self.progress.evaluations_without_gain = 0 if is_best else self.progress.evaluations_without_gain + 1
+        return is_best
 
     def _is_stale(self) -> bool:
         patience = self.config.run.patience
@@ -257,10 +293,11 @@ class Trainer:
         split: Split,
         source: ItemSource,
         step: int,
+        users: UserSample = EVERYONE,
         catalogue: Tensor | None = None,
     ) -> list[EvalLine]:
         batch_size = self.config.run.eval_batch_size
-        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue)
+        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue, users=users)
         for line in lines:
             self._record(line, domain)
         return lines
@@ -273,25 +310,41 @@ class Trainer:
         """Writes the model as it stands into the run's bundle. Collective: call on every rank."""
         state = self.engine.state_dict_on_rank0()
         if state is not None:
-            model = self.engine.model
-            trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self.domains]
-
-            def write(directory: Path) -> None:
-                model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
-                self.preprocessor.save(directory)
-                best = self.progress
-                card = model_card(self.config.model, self.domains, best.best_step, best.best_ndcg)
-                (directory / CARD_FILE).write_text(card, encoding="utf-8")
-
-            with naming_a_full_disk(self.run_dir / BUNDLE, self._how_to_go_on()):
-                write_bundle(self.run_dir, write)
+            self._replace_bundle(lambda directory: self._write_model(directory, state))
         barrier()
+
+    def _adopt(self, snapshot: Path) -> None:
+        """Makes a snapshot the run's bundle. Collective."""
+        if self.place.rank == 0:
+            self._replace_bundle(lambda directory: shutil.copytree(snapshot, directory, dirs_exist_ok=True))
+        barrier()
+
+    def _write_snapshot(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        with naming_a_full_disk(directory, self._how_to_go_on()):
+            self._write_model(directory, state)
+
+    def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self.domains]
+        self.engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
+        self.preprocessor.save(directory)
+
+    def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
+        def write(directory: Path) -> None:
+            write_model(directory)
+            best = self.progress
+            card = model_card(self.config.model, self.domains, best.best_step, best.best_ndcg)
+            (directory / CARD_FILE).write_text(card, encoding="utf-8")
+
+        with naming_a_full_disk(self.run_dir / BUNDLE, self._how_to_go_on()):
+            write_bundle(self.run_dir, write)
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
+        self.progress.under_evaluation = self.background.step
         state = {"progress": dataclasses.asdict(self.progress), "order": self._order_state()}
         with naming_a_full_disk(self.checkpoints.directory, self._how_to_go_on()):
             self.checkpoints.save(self.engine, self.progress.step, state)
+        self.background.checkpointed()
 
     def _how_to_go_on(self) -> str:
         last = self.checkpoints.latest()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmsr_pt import cli
+from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
 from tests.evaluation.fakes import FakeModel, id_source, random_domain
@@ -57,6 +58,29 @@ def test_evaluate_writes_fractions_and_prints_percent(tmp_path, capsys, domain, 
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
+def test_evaluate_takes_both_splits_with_one_encoding(tmp_path, capsys, domain, model):
+    out = tmp_path / "figures.json"
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--split", "both", "--out", str(out)])
+    assert [row for batch in model.batches for row in batch] == list(range(NUM_ITEMS))
+    written = json.loads(out.read_text())["lines"]
+    assert [(line["model"], line["split"]) for line in written if line["slice"] == "all"] == [
+        (name, split) for name in ("popularity", "transitions", "mmsr") for split in ("valid", "test")
+    ]
+    printed = capsys.readouterr().out
+    assert printed.index("made up, valid") < printed.index("made up, test")
+
+
+def test_evaluate_asks_a_sample_of_the_users(tmp_path, domain, model):
+    out = tmp_path / "figures.json"
+    flags = ["--eval_users", "7", "--seed", "3", "--no_baselines", "--out", str(out)]
+    cli.main(["evaluate", "--model", "m", "--data", "d", *flags])
+    written = json.loads(out.read_text())["lines"]
+    assert {line["model"] for line in written} == {"mmsr"}
+    assert written[0]["users"] == 7
+    expected = evaluate(model, domain, id_source, ["test"], 256, users=UserSample(7, 3))
+    assert written[0]["MRR"] == expected[0].metrics["MRR"]
+
+
 def test_recommend_for_a_history_leaves_seen_items_out(capsys, domain, model):
     cli.main(["recommend", "--model", "m", "--data", "d", "--history", "id003, id004", "--top_k", "5"])
     printed = capsys.readouterr().out
@@ -91,6 +115,7 @@ def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, domain, mo
         (["evaluate", "--out", "no/such/dir/f.json"], "there is no directory no/such/dir"),
         (["evaluate", "--out", "."], "is a directory"),
         (["evaluate", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
+        (["evaluate", "--eval_users", "-1"], "--eval_users -1 must not be negative"),
         (["recommend"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--history", "id001"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--top_k", "0"], "--top_k 0 must be at least 1"),

@@ -166,6 +166,20 @@ def test_a_resumed_run_drops_what_was_written_after_its_checkpoint(tmp_path: Pat
     assert curves(tmp_path)["train/loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
 
 
+def test_figures_that_came_after_the_checkpoint_are_made_anew(tmp_path: Path) -> None:
+    """Those of step 2 were still under way at step 4, from which the run goes on; those of step 1 were there."""
+    metrics = MetricsLog(tmp_path)
+    metrics.train(train_line(2))
+    metrics.evaluation(eval_line(1))
+    metrics.train(train_line(4))
+    metrics.train(train_line(5))
+    metrics.evaluation(eval_line(2))
+    metrics.close()
+    MetricsLog(tmp_path, step=4, without_figures_of=2).close()
+    kept = [{"event": "train", **train_line(2)}, eval_line(1), {"event": "train", **train_line(4)}]
+    assert lines(tmp_path) == kept
+
+
 def test_resuming_before_any_line_leaves_no_empty_one(tmp_path: Path) -> None:
     MetricsLog(tmp_path).close()
     metrics = MetricsLog(tmp_path, step=5)

@@ -5,6 +5,7 @@ Shapes: U users, L positions of history, S seen items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Split = Literal["valid", "test"]
 PADDING = -1
+USERS_AT_ONCE = 50_000
+"""Whose training parts are in memory as tensors together."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,85 @@ class Cases:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def of(self, users: range) -> Cases:
+        """Those of some users, by number."""
+        rows = slice(users.start, users.stop)
+        return Cases(self.history[rows], self.mask[rows], self.targets[rows], self.seen[rows])
 
-def leave_one_out(domain: Domain, split: Split, max_history: int) -> Cases:
-    """Every user's held-out item of `split`: `test` also reads and masks the `valid` one that came before it.
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Every user's held-out item: made into tensors for a few users at a time, as millions would not fit."""
+
+    frame: pl.DataFrame
+    """Of U users: `history` and `valid`, which are before it, and `test`; as in eval.parquet."""
+    split: Split
+    max_history: int
+    """L at most: the newest items that the model reads; all older ones stay masked."""
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def targets(self) -> Tensor:
+        """[U] int64."""
+        return _int64(self.frame[self.split])
+
+    def last_items(self) -> Tensor:
+        """[U] int64: the newest row of each history."""
+        return _int64(self.frame["history"].list.last() if self.split == "valid" else self.frame["valid"])
+
+    def of(self, users: range) -> Cases:
+        """The cases of some users, by number; their matrices are as wide as these users need."""
+        frame = self.frame[users.start : users.stop]
+        seen = frame["history"]
+        if self.split == "test":
+            seen = frame.select(pl.concat_list("history", "valid")).to_series()
+        history, mask = pad_rows(seen.list.tail(self.max_history))
+        return Cases(history.clamp_min(0), mask, _int64(frame[self.split]), pad_rows(seen)[0])
+
+
+@dataclass(frozen=True)
+class UserSample:
+    """Which of a domain's users are asked."""
+
+    size: int = 0
+    """How many; 0: all."""
+    seed: int = 0
+
+    def of(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Their rows in order; the same at every call."""
+        if not 0 < self.size < len(frame):
+            return frame
+        rows = np.random.default_rng(self.seed).choice(len(frame), self.size, replace=False)
+        return frame[np.sort(rows)]
+
+
+EVERYONE = UserSample()
+
+
+def leave_one_out(domain: Domain, split: Split, max_history: int, users: UserSample = EVERYONE) -> LeaveOneOut:
+    """What comes next for these users: `test` also reads and masks the `valid` item that came before it.
 
     Args:
         domain: whose eval.parquet.
         split: which of the two held-out items.
-        max_history: L, the newest items that the model reads; all older ones stay masked.
+        max_history: L, the newest items that the model reads.
+        users: all of them, or a sample.
     """
-    frame = domain.eval
-    seen = frame["history"] if split == "valid" else frame.select(pl.concat_list("history", "valid")).to_series()
-    history, mask = pad_rows(seen.list.tail(max_history))
-    return Cases(
-        history=history.clamp_min(0),
-        mask=mask,
-        targets=torch.from_numpy(frame[split].to_numpy().astype(np.int64)),
-        seen=pad_rows(seen)[0],
-    )
+    return LeaveOneOut(users.of(domain.eval), split, max_history)
+
+
+def training_parts(histories: pl.Series, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All users' lists, some users at a time: their items one after the other, and how many each has, both int64."""
+    for first in range(0, len(histories), USERS_AT_ONCE):
+        part = histories[first : first + USERS_AT_ONCE]
+        # an empty list explodes to one null
+        yield _int64(part.explode().drop_nulls()).to(device), _int64(part.list.len()).to(device)
+
+
+def _int64(column: pl.Series) -> Tensor:
+    return torch.from_numpy(column.to_numpy().astype(np.int64))
 
 
 def pad_rows(lists: pl.Series) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.evaluation.cases import Cases, Split, leave_one_out, pad_rows
+from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out, training_parts
 from mmsr_pt.evaluation.metrics import mean_metrics
 from mmsr_pt.evaluation.processes import Portion, processes
-from mmsr_pt.evaluation.ranking import Scorer, rank_targets
+from mmsr_pt.evaluation.products import BLOCK_USERS, ProductRanker, can_rank
+from mmsr_pt.evaluation.ranking import CHUNK_SCORES, Ranker, Scorer, ScoreRanker, rank_targets, target_ranks
 from mmsr_pt.evaluation.slices import SLICES
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.baselines.transitions import Transitions
@@ -61,7 +64,15 @@ class EvalLine:
         }
 
 
-@torch.no_grad()
+def without_gradients(model: MMSRModel) -> AbstractContextManager[object]:
+    """What an evaluation of this model runs in: inference mode, unless its weights are split over the ranks.
+
+    ZeRO-3 gathers weights at every call; what was gathered in inference mode could not be trained any more.
+    """
+    is_split = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return torch.no_grad() if is_split else torch.inference_mode()
+
+
 def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch_size: int) -> Tensor:
     """Every item's vector, each encoded once, the work split over the processes. Collective: same arguments on all.
 
@@ -74,32 +85,55 @@ def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch
     Returns:
         [N, D] in the model's dtype, on every process.
     """
-    # no_grad and not inference_mode: parameters that ZeRO-3 gathers inside it could not be trained any more
     device = processes().device
     portion = Portion(num_items, batch_size)
     vectors = []
-    for batch in source(portion.work, portion.chunk):
-        vectors.append(model.encode_items(batch.to(device)))
-    for _ in range(portion.num_calls - len(vectors)):
-        model.encode_items(batch.to(device))
-    return portion.gathered(vectors)
+    with without_gradients(model):
+        for batch in source(portion.work, portion.chunk):
+            vectors.append(model.encode_items(batch.to(device)))
+        for _ in range(portion.num_calls - len(vectors)):
+            model.encode_items(batch.to(device))
+        return portion.gathered(vectors)
 
 
 class CatalogueScorer:
     """Scores a catalogue by the inner product with the user vector at the last position of the history."""
 
+    chunk_users = BLOCK_USERS
+
     def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
         """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`."""
         self._model = model
         self._catalogue = catalogue
-        self._columns = catalogue.float().T
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self._catalogue.float().T
+
+    @cached_property
+    def _products(self) -> ProductRanker | None:
+        return ProductRanker(self._catalogue) if can_rank(self._catalogue) else None
 
     def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
         """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] float32, without the model's scale."""
-        outputs = self._model.encode_users(self._catalogue[history], mask)
-        last = mask.sum(dim=1) - 1
-        users = outputs[torch.arange(len(outputs), device=outputs.device), last]
-        return users.float() @ self._columns
+        return self._users(history, mask).float() @ self._columns
+
+    def ranks(self, history: Tensor, mask: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
+        """See Ranker: those of float64 scores on the CPU, elsewhere those of float32 scores.
+
+        Where a user's scores are hardly different, not finite, or in a precision other than the catalogue's, they are
+        those of float32 scores on the CPU too.
+        """
+        users = self._users(history, mask)
+        ranks, known = torch.zeros_like(targets), torch.zeros_like(targets, dtype=torch.bool)
+        if self._products is not None and users.dtype == self._catalogue.dtype:
+            ranks, known = self._products.ranks(users, targets, seen)
+        for rows in (~known).nonzero()[:, 0].split(max(1, CHUNK_SCORES // len(self._catalogue))):
+            ranks[rows] = target_ranks(users[rows].float() @ self._columns, targets[rows], seen[rows])
+        return ranks
+
+    def _users(self, history: Tensor, mask: Tensor) -> Tensor:
+        return self._model.encode_last(self._catalogue[history], mask)
 
 
 def evaluate(
@@ -111,6 +145,7 @@ def evaluate(
     step: int = 0,
     name: str = "mmsr",
     catalogue: Tensor | None = None,
+    users: UserSample = EVERYONE,
 ) -> list[EvalLine]:
     """The model on every slice of each split; the catalogue is encoded once for all. Collective.
 
@@ -123,38 +158,46 @@ def evaluate(
         step: optimizer step of the model, for the lines.
         name: what the lines call the model.
         catalogue: what `encode_catalogue` has already made of it with these weights.
+        users: who is asked.
     """
     was_training = model.training
     model.eval()
     try:
         start = time.perf_counter()
-        if catalogue is None:
-            catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
-        scorer = CatalogueScorer(model, catalogue)
-        share = (time.perf_counter() - start) / len(splits)
-        return _lines(scorer, domain, splits, model.config.max_history, step, name, share)
+        with without_gradients(model):
+            if catalogue is None:
+                catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
+            scorer = CatalogueScorer(model, catalogue)
+            share = (time.perf_counter() - start) / len(splits)
+            return _lines(scorer, domain, splits, model.config.max_history, users, step, name, share)
     finally:
         model.train(was_training)
 
 
-def evaluate_baselines(domain: Domain, splits: Sequence[Split], step: int = 0) -> list[EvalLine]:
+def evaluate_baselines(
+    domain: Domain, splits: Sequence[Split], step: int = 0, users: UserSample = EVERYONE
+) -> list[EvalLine]:
     """Popularity and last-item transitions on the same users; counts come from the training part only. Collective."""
     device = processes().device
     train_count = _train_count(domain).to(device)
-    sequences, mask = pad_rows(domain.eval["history"])
     start = time.perf_counter()
     baselines: dict[str, Scorer] = {"popularity": Popularity(train_count)}
-    baselines["transitions"] = Transitions(sequences.to(device), mask.to(device), train_count)
+    asked = [leave_one_out(domain, split, 1, users).last_items() for split in splits]
+    baselines["transitions"] = Transitions(
+        training_parts(domain.eval["history"], device), train_count, torch.cat(asked).to(device)
+    )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
-    lines = [_lines(scorer, domain, splits, 1, step, name, share) for name, scorer in baselines.items()]
+    rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}
+    lines = [_lines(ranker, domain, splits, 1, users, step, name, share) for name, ranker in rankers.items()]
     return [line for of_one in lines for line in of_one]
 
 
 def _lines(
-    scorer: Scorer,
+    ranker: Ranker,
     domain: Domain,
     splits: Iterable[Split],
     max_history: int,
+    users: UserSample,
     step: int,
     name: str,
     seconds_before: float,
@@ -162,18 +205,18 @@ def _lines(
     lines = []
     for split in splits:
         start = time.perf_counter()
-        cases = leave_one_out(domain, split, max_history)
-        ranks = rank_targets(scorer, cases, domain.num_items).cpu()
+        cases = leave_one_out(domain, split, max_history, users)
+        ranks = rank_targets(ranker, cases).cpu()
         seconds = seconds_before + time.perf_counter() - start
-        for slice_name, users, metrics in sliced(ranks, cases, _train_count(domain)):
-            lines.append(EvalLine(step, split, name, slice_name, users, metrics, seconds))
+        for slice_name, num_users, metrics in sliced(ranks, cases.targets, _train_count(domain)):
+            lines.append(EvalLine(step, split, name, slice_name, num_users, metrics, seconds))
     return lines
 
 
-def sliced(ranks: Tensor, cases: Cases, train_count: Tensor) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """(slice, users, mean metrics) of every slice that has users; ranks [U], train_count [N]."""
+def sliced(ranks: Tensor, targets: Tensor, train_count: Tensor) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(slice, users, mean metrics) of every slice that has users; ranks [U], targets [U], train_count [N]."""
     for name in SLICES:
-        chosen = ranks[SLICES[name](cases.targets, train_count)]
+        chosen = ranks[SLICES[name](targets, train_count)]
         if len(chosen) > 0:
             yield name, len(chosen), mean_metrics(chosen)
         else:

@@ -73,9 +73,26 @@ class SelfAttention(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         """[N, S, D] -> [N, S, D]; `mask` [N, 1, 1, S] bool, True where a token may be attended to."""
         n, s, width = hidden.shape
-        query, key, value = self.qkv(hidden).view(n, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self._split(hidden)
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0, is_causal)
         return self.out(mixed.transpose(1, 2).reshape(n, s, width))
+
+    def at(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """What a causal `forward` gives at one position of each sequence: [N, S, D], [N] int64 -> [N, D]."""
+        n, s, width = hidden.shape
+        # one matrix holds queries, keys and values, and only a call of its module has it at hand under ZeRO-3
+        query, key, value = self._split(hidden)
+        query = query[torch.arange(n, device=hidden.device), :, positions].unsqueeze(2)
+        before = torch.arange(s, device=hidden.device) <= positions[:, None]
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(query, key, value, before[:, None, None], dropout)
+        return self.out(mixed.reshape(n, width))
+
+    def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [N, heads, S, D / heads]."""
+        n, s, _ = hidden.shape
+        query, key, value = self.qkv(hidden).view(n, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 class PostNormBlock(nn.Module):
@@ -101,7 +118,16 @@ class PostNormBlock(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """[N, S, D] -> [N, S, D]; `mask` as in SelfAttention."""
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, is_causal)))
+        return self._finish(hidden, self.attention(hidden, mask, is_causal))
+
+    def at(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """What a causal `forward` gives at one position of each sequence: [N, S, D], [N] int64 -> [N, D]."""
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self._finish(hidden[rows, positions], self.attention.at(hidden, positions))
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """All that comes after attention, each position for itself: [..., D], [..., D] -> [..., D]."""
+        hidden = self.attention_norm(hidden + self.dropout(attended))
         inner = self.activation(self.inner(hidden))
         return self.feed_forward_norm(hidden + self.dropout(self.outer(inner)))
 

@@ -76,10 +76,11 @@ class MMSRModel(nn.Module, ModelHubMixin):
         Returns:
             [B, L, D]; the output at a position scores the item after it. Values at padding have no meaning.
         """
-        if self.config.score_kind == "cosine":
-            # back from length 1 to entries of size 1, the size at which positions are added
-            vectors = vectors * self.config.width**0.5
-        return self._finish(self.sequence_encoder(vectors, mask))
+        return self._finish(self.sequence_encoder(self._history(vectors), mask))
+
+    def encode_last(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """[B, D]: what `encode_users` gives at the last real position, of which each history has one."""
+        return self._finish(self.sequence_encoder.last(self._history(vectors), mask))
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Every user with every item: [M, D], [C, D] -> [M, C], in their dtype."""
@@ -100,6 +101,10 @@ class MMSRModel(nn.Module, ModelHubMixin):
             for group in self.item_encoder.layer_groups()
         ]
         return [*groups, rest_group("sequence_encoder", self.sequence_encoder)]
+
+    def _history(self, vectors: Tensor) -> Tensor:
+        # back from length 1 to entries of size 1, the size at which positions are added
+        return vectors * self.config.width**0.5 if self.config.score_kind == "cosine" else vectors
 
     def _finish(self, vectors: Tensor) -> Tensor:
         if self.config.score_kind != "cosine":

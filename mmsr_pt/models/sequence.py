@@ -25,6 +25,11 @@ class SequenceEncoder(nn.Module):
         """[B, L, D], [B, L] bool -> [B, L, D]; values at padding have no meaning."""
         raise NotImplementedError
 
+    def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """What `forward` gives at the last real position: [B, L, D], [B, L] bool, at least one True -> [B, D]."""
+        rows = torch.arange(len(vectors), device=vectors.device)
+        return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
+
 
 sequence_encoders: Registry[type[SequenceEncoder]] = Registry("sequence encoder")
 
@@ -56,12 +61,25 @@ class SASRec(SequenceEncoder):
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """See SequenceEncoder."""
+        hidden = self._embed(vectors, mask)
+        for block in self.blocks:
+            hidden = block(hidden, is_causal=True)
+        return hidden
+
+    def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """See SequenceEncoder; the last block computes that position only."""
+        hidden = self._embed(vectors, mask)
+        for block in self.blocks[:-1]:
+            hidden = block(hidden, is_causal=True)
+        top = self.blocks[-1]
+        assert isinstance(top, PostNormBlock)
+        return top.at(hidden, mask.sum(dim=1) - 1)
+
+    def _embed(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D]: what goes into the first block."""
         length = vectors.shape[1]
         assert length <= self.max_history, f"{length} positions, at most {self.max_history} are known"
         from_left = torch.arange(length, device=mask.device)
         positions = from_left - mask.sum(dim=1, keepdim=True) + self.max_history
         # padding points behind the end: any position will do, as nothing valid looks there
-        hidden = self.dropout(self.norm(vectors + self.positions(positions.clamp(max=self.max_history - 1))))
-        for block in self.blocks:
-            hidden = block(hidden, is_causal=True)
-        return hidden
+        return self.dropout(self.norm(vectors + self.positions(positions.clamp(max=self.max_history - 1))))

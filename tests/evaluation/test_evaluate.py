@@ -12,10 +12,17 @@ import torch
 import torch.multiprocessing
 
 from mmsr_pt.evaluation import ranking
-from mmsr_pt.evaluation.cases import leave_one_out
-from mmsr_pt.evaluation.evaluate import encode_catalogue, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.cases import Cases, UserSample, leave_one_out, training_parts
+from mmsr_pt.evaluation.evaluate import (
+    CatalogueScorer,
+    encode_catalogue,
+    evaluate,
+    evaluate_baselines,
+    without_gradients,
+)
 from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
+from mmsr_pt.evaluation.ranking import rank_targets, target_ranks
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_USERS, NUM_ITEMS, BATCH_SIZE = 23, 31, 4
@@ -36,7 +43,7 @@ def brute_force_ranks(model, domain, split):
 
 def test_a_test_case_reads_and_masks_the_valid_item_too():
     domain = domain_of([[0, 1, 2, 3, 4], [5, 5, 6, 7]], num_items=8)
-    valid, test = leave_one_out(domain, "valid", 2), leave_one_out(domain, "test", 2)
+    valid, test = (leave_one_out(domain, split, 2).of(range(2)) for split in ("valid", "test"))
     assert valid.history.tolist() == [[1, 2], [5, 5]]
     assert valid.targets.tolist() == [3, 6]
     assert valid.seen.tolist() == [[0, 1, 2], [5, 5, -1]]
@@ -46,7 +53,7 @@ def test_a_test_case_reads_and_masks_the_valid_item_too():
 
 
 def test_short_histories_stand_left_and_are_masked_right():
-    cases = leave_one_out(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20)
+    cases = leave_one_out(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20).of(range(2))
     assert cases.history.tolist() == [[0, 1, 2], [5, 0, 0]]
     assert cases.mask.tolist() == [[True, True, True], [True, False, False]]
 
@@ -99,11 +106,98 @@ def test_the_catalogue_is_encoded_once_for_both_splits_in_evaluation_mode():
     assert model.training, "evaluation must give the model back in the mode it came in"
 
 
-def test_a_bf16_model_is_scored_in_float32():
-    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS, dtype=torch.bfloat16)
-    assert encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE).dtype == torch.bfloat16
-    (line, *_) = evaluate(model, domain, id_source, ["test"], BATCH_SIZE)
-    assert line.users == NUM_USERS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["products", "scores"])
+def test_ranks_are_those_of_exact_scores_in_any_precision(monkeypatch, dtype, on_cpu):
+    """With and without the way that products have on the CPU only."""
+    if not on_cpu:
+        monkeypatch.setattr("mmsr_pt.evaluation.evaluate.can_rank", lambda catalogue: False)
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS, dtype=dtype)
+    catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
+    assert catalogue.dtype == dtype
+    cases = leave_one_out(domain, "test", 20)
+    found = rank_targets(CatalogueScorer(model, catalogue), cases)
+    asked = cases.of(range(NUM_USERS))
+    users = model.encode_last(catalogue[asked.history], asked.mask)
+    expected = target_ranks(users.double() @ catalogue.double().T, asked.targets, asked.seen)
+    assert found.tolist() == expected.tolist()
+
+
+def test_users_are_read_in_slices_that_put_together_are_the_whole():
+    domain = random_domain(NUM_USERS, NUM_ITEMS)
+    for split in ("valid", "test"):
+        cases = leave_one_out(domain, split, 5)
+        whole = cases.of(range(NUM_USERS))
+        assert whole.targets.tolist() == cases.targets.tolist() == domain.eval[split].to_list()
+        for first in range(0, NUM_USERS, 4):
+            rows = range(first, min(first + 4, NUM_USERS))
+            part, same = cases.of(rows), whole.of(rows)
+            assert questions(part) == questions(same)
+            assert part.seen.shape[1] == max(len(seen) for _, _, seen in questions(part)), "no wider than it must be"
+
+
+def test_training_parts_come_a_few_users_at_a_time_and_complete(monkeypatch):
+    monkeypatch.setattr("mmsr_pt.evaluation.cases.USERS_AT_ONCE", 2)
+    domain = domain_of([[0, 1, 2, 3], [4, 5], [6, 6, 7, 7, 8], [5, 5, 5], [1, 2]], num_items=9)
+    parts = [(items.tolist(), lengths.tolist()) for items, lengths in training_parts(domain.eval["history"], "cpu")]
+    assert parts == [([0, 1], [2, 0]), ([6, 6, 7, 5], [3, 1]), ([], [0])]
+    for split in ("valid", "test"):
+        asked = leave_one_out(random_domain(NUM_USERS, NUM_ITEMS), split, 1)
+        assert asked.last_items().tolist() == asked.of(range(NUM_USERS)).history[:, 0].tolist()
+
+
+def questions(cases: Cases) -> list[tuple[list[int], int, list[int]]]:
+    """History, target and seen items of each user, without padding."""
+    histories = [history[mask].tolist() for history, mask in zip(cases.history, cases.mask)]
+    return list(zip(histories, cases.targets.tolist(), [seen[seen >= 0].tolist() for seen in cases.seen]))
+
+
+def test_a_sample_asks_some_users_what_all_are_asked():
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    sample = UserSample(size=7, seed=3)
+    cases = leave_one_out(domain, "test", 20, sample)
+    users = sample.of(domain.eval)["user"].to_list()
+    assert len(set(users)) == 7
+    assert users == sorted(users) == sample.of(domain.eval)["user"].to_list()
+    assert users != UserSample(size=7, seed=4).of(domain.eval)["user"].to_list()
+    scorer = CatalogueScorer(model, encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE))
+    ranks = rank_targets(scorer, leave_one_out(domain, "test", 20))
+    assert rank_targets(scorer, cases).tolist() == ranks[users].tolist()
+    (line, *_) = evaluate(model, domain, id_source, ["test"], BATCH_SIZE, users=sample)
+    assert (line.slice, line.users) == ("all", 7)
+    assert line.metrics["MRR"] == pytest.approx((1 / ranks[users].double()).mean().item())
+    popularity, *_ = evaluate_baselines(domain, ["test"], users=sample)
+    assert popularity.users == 7
+
+
+@pytest.mark.parametrize("size", [0, NUM_USERS, NUM_USERS + 1])
+def test_a_sample_of_all_or_more_is_everyone(size):
+    frame = random_domain(NUM_USERS, NUM_ITEMS).eval
+    assert UserSample(size).of(frame)["user"].to_list() == list(range(NUM_USERS))
+
+
+def test_inference_mode_is_for_weights_that_are_not_split_over_ranks(monkeypatch):
+    model = FakeModel(NUM_ITEMS)
+    with without_gradients(model):
+        assert torch.is_inference_mode_enabled()
+    model.items.ds_id = 0
+    with without_gradients(model):
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_model_trains_on_after_its_evaluation(is_split):
+    domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
+    if is_split:
+        model.items.ds_id = 0
+    modes = []
+    plain = model.encode_items
+    model.encode_items = lambda items: modes.append(torch.is_inference_mode_enabled()) or plain(items)
+    evaluate(model, domain, id_source, ["valid"], BATCH_SIZE)
+    assert set(modes) == {not is_split}
+    plain(next(id_source(range(3), 3))).square().sum().backward()
+    assert model.items.grad is not None
 
 
 def test_a_model_that_gives_nan_ranks_last_and_not_first():
@@ -134,7 +228,7 @@ def _on_one_rank(rank: int, world_size: int, port: int, out: Path, started_by_ot
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     assert processes().num_processes == world_size
     assert torch.get_num_threads() == 1, "accelerate must not change the threads of a training that is under way"
-    ranking.CHUNK_USERS = 5
+    ranking.CHUNK_USERS = CatalogueScorer.chunk_users = 5
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
     catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
     assert torch.equal(catalogue, model.items)
@@ -164,6 +258,7 @@ def test_any_number_of_processes_gives_the_same_lines(tmp_path, monkeypatch, wor
     reports = [json.loads((tmp_path / f"{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
 
     monkeypatch.setattr(ranking, "CHUNK_USERS", 5)
+    monkeypatch.setattr(CatalogueScorer, "chunk_users", 5)
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
     alone = evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE) + evaluate_baselines(domain, ["test"])
     for report in reports:

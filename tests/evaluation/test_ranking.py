@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmsr_pt.evaluation import ranking
 from mmsr_pt.evaluation.cases import Cases
-from mmsr_pt.evaluation.ranking import rank_targets, target_ranks
+from mmsr_pt.evaluation.ranking import ScoreRanker, rank_targets, target_ranks
 
 
 def sorted_rank(scores, target, seen):
@@ -55,7 +55,7 @@ def test_chunks_do_not_change_ranks(question, chunk_users):
     cases = Cases(history, torch.ones_like(history, dtype=torch.bool), torch.tensor(targets), padded(seen))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "CHUNK_USERS", chunk_users)
-        ranks = rank_targets(lambda history, mask: table[history[:, 0]], cases, table.shape[1])
+        ranks = rank_targets(ScoreRanker(lambda history, mask: table[history[:, 0]], table.shape[1]), cases)
     assert ranks.tolist() == [sorted_rank(*user) for user in zip(scores, targets, seen)]
 
 
@@ -68,7 +68,7 @@ def test_a_large_catalogue_is_ranked_for_fewer_users_at_a_time(monkeypatch):
         return torch.zeros(len(history), 30)
 
     one = torch.zeros(10, 1, dtype=torch.int64)
-    ranks = rank_targets(scorer, Cases(one, one == 0, one[:, 0], one - 1), 30)
+    ranks = rank_targets(ScoreRanker(scorer, 30), Cases(one, one == 0, one[:, 0], one - 1))
     assert widths == [3, 3, 3, 1]
     assert ranks.tolist() == [30] * 10
 
@@ -109,4 +109,4 @@ def test_a_target_at_minus_infinity_gains_nothing_from_seen_items():
 def test_a_scorer_of_another_catalogue_is_refused():
     one = torch.zeros(1, 1, dtype=torch.int64)
     with pytest.raises(AssertionError, match="N = 3"):
-        rank_targets(lambda history, mask: torch.zeros(1, 4), Cases(one, one == 0, one[:, 0], one), 3)
+        rank_targets(ScoreRanker(lambda history, mask: torch.zeros(1, 4), 3), Cases(one, one == 0, one[:, 0], one))

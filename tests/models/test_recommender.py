@@ -119,6 +119,14 @@ def test_user_vectors_ignore_padding_and_later_items(name):
     assert torch.allclose(model.encode_users(vectors[later], MASK[:1])[0, :3], hidden[0, :3], atol=1e-5)
 
 
+@pytest.mark.parametrize("score", ["scaled", "cosine", "dot"])
+def test_the_last_user_vector_alone_is_the_one_among_all(score):
+    model = build(score=score).eval()
+    vectors = model.encode_items(items_for(model))
+    expected = model.encode_users(vectors[SEQUENCE], MASK)[[0, 1], [4, 1]]
+    assert torch.allclose(model.encode_last(vectors[SEQUENCE], MASK), expected, atol=1e-5)
+
+
 def test_scaled_scores_are_inner_products_over_the_root_of_the_width():
     model = build(score="scaled").eval()
     vectors = model.encode_items(items_for(model))

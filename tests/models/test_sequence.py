@@ -1,5 +1,7 @@
 """Sequence encoders: causal, blind to padding, and SASRec against torch's own layers."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,28 @@ def test_padding_changes_nothing(name):
     for row, length in enumerate(LENGTHS.tolist()):
         alone = encoder(vectors()[row : row + 1, :length], MASK[row : row + 1, :length])
         assert torch.allclose(alone[0], outputs[row, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sequence_encoders)
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_the_last_position_alone_is_what_it_is_among_all(name, num_layers):
+    encoder = build(name, dataclasses.replace(CONFIG, sequence_layers=num_layers)).eval()
+    lengths = torch.arange(1, LENGTH + 1)
+    mask = torch.arange(LENGTH) < lengths[:, None]
+    inputs = torch.randn(LENGTH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2))
+    expected = encoder(inputs, mask)[torch.arange(LENGTH), lengths - 1]
+    assert torch.allclose(encoder.last(inputs, mask), expected, atol=1e-6)
+    garbage = torch.where(mask[..., None], inputs, 1e3)
+    assert torch.allclose(encoder.last(garbage, mask), expected, atol=1e-5)
+
+
+def test_the_last_position_alone_goes_through_the_last_block():
+    encoder = build("sasrec").eval()
+    shapes = []
+    for block in encoder.blocks:
+        block.inner.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    encoder.last(vectors(), MASK)
+    assert shapes == [(3, LENGTH, WIDTH), (3, WIDTH)]
 
 
 @pytest.mark.parametrize("name", sequence_encoders)

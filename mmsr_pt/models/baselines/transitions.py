@@ -1,9 +1,12 @@
 """Last-item transitions: what followed this user's last item in other sequences. The second line any model must beat.
 
-Shapes: u users, L positions, N items, P distinct pairs of consecutive items.
+Shapes: U users, u users of a chunk, L positions, N items, E items of all sequences, P distinct pairs of
+consecutive ones.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,24 +18,31 @@ class Transitions:
     Pairs are kept sorted by their first item (P numbers, never an N x N table).
     """
 
-    def __init__(self, sequences: Tensor, mask: Tensor, train_count: Tensor) -> None:
+    def __init__(
+        self, sequences: Iterable[tuple[Tensor, Tensor]], train_count: Tensor, last_items: Tensor | None = None
+    ) -> None:
         """Counts the pairs.
 
         Args:
-            sequences: [U, L] int64, the training part of each user's items, real ones left.
-            mask: [U, L] bool.
+            sequences: the training parts, some users at a time: their items [E] int64, one user after the other, and
+                [U] int64, how many of them belong to each user.
             train_count: [N] int64, occurrences of each item in the training sequences.
+            last_items: int64 rows, any number: where histories to be scored may end; none given: anywhere.
         """
         self._train_count = train_count
         num_items = len(train_count)
-        both = mask[:, 1:]
-        keys = sequences[:, :-1][both] * num_items + sequences[:, 1:][both]
-        keys, counts = keys.unique(return_counts=True)
+        is_asked = torch.ones_like(train_count, dtype=torch.bool)
+        if last_items is not None:
+            is_asked = torch.zeros_like(is_asked)
+            is_asked[last_items] = True
+        counted = [_pairs(items, lengths, is_asked).unique(return_counts=True) for items, lengths in sequences]
+        keys, place = torch.cat([keys for keys, _ in counted]).unique(return_inverse=True)
+        counts = torch.zeros_like(keys).index_add_(0, place, torch.cat([counts for _, counts in counted]))
         self._next = keys % num_items
         # one integer orders by transitions first and popularity second: no popularity reaches the step between counts
         self._score = counts * (int(train_count.max()) + 1)
-        items = torch.arange(num_items + 1, device=keys.device)
-        self._first = torch.searchsorted(keys, items * num_items)
+        firsts = torch.arange(num_items + 1, device=keys.device) * num_items
+        self._first = torch.searchsorted(keys, firsts)
 
     def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
         """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] int64."""
@@ -45,3 +55,12 @@ class Transitions:
         scores = self._train_count.repeat(len(last), 1)
         scores[users, self._next[pairs]] += self._score[pairs]
         return scores
+
+
+def _pairs(items: Tensor, lengths: Tensor, is_asked: Tensor) -> Tensor:
+    """first * N + second, int64, of all neighbours in a sequence whose first is asked for ([N] bool)."""
+    ends = lengths.cumsum(0)
+    wanted = is_asked[items[:-1]]
+    # the last item of one user is no neighbour of the next one's first
+    wanted[ends[(ends > 0) & (ends < len(items))] - 1] = False
+    return items[:-1][wanted] * len(is_asked) + items[1:][wanted]

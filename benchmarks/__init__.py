@@ -1,0 +1,1 @@
+"""Measures what the toolkit claims to be fast at."""

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -120,8 +120,8 @@ class Preprocessor:
         assert self.tokenizer is not None
         return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer.encode(titles, self.title_tokens)]
 
-    def decode_image(self, encoded: bytes) -> Tensor:
-        """Returns: [3, H, W] uint8 RGB from the bytes of one picture; raises OSError when they are no picture."""
+    def decode_image(self, encoded: bytes) -> np.ndarray:
+        """Returns: [H, W, 3] uint8 RGB from the bytes of one picture; raises OSError when they are no picture."""
         assert self.image is not None
         size = (self.image.width, self.image.height)
         with Image.open(io.BytesIO(encoded)) as picture:
@@ -130,7 +130,7 @@ class Preprocessor:
             rgb = picture.convert("RGB")
         if rgb.size != size:
             rgb = rgb.resize(size, _INTERPOLATIONS[self.image.interpolation], reducing_gap=3.0)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        return np.asarray(rgb)
 
     def item_inputs(self, ids: np.ndarray, titles: Sequence[str] | None, images: Sequence[bytes] | None) -> ItemInputs:
         """Items from raw content: `titles` and `images` as `ids` has them, None where the model has no such tower."""
@@ -138,16 +138,16 @@ class Preprocessor:
         if self.tokenizer is not None and titles is not None:
             title_ids, title_mask = self.pad(self.encode_titles(titles))
         if self.image is not None and images is not None:
-            pixels = self.decode_images(images)
+            pixels = self.decode_images(images, len(images))
         return ItemInputs(torch.from_numpy(ids.astype(np.int64)), title_ids, title_mask, pixels)
 
-    def decode_images(self, images: Sequence[bytes]) -> Tensor:
-        """Returns: [N, 3, H, W] uint8."""
+    def decode_images(self, images: Iterable[bytes], num_images: int) -> Tensor:
+        """Returns: [N, 3, H, W] uint8, channels last in memory: as decoders write and convolutions read them."""
         assert self.image is not None
-        pixels = torch.empty((len(images), 3, self.image.height, self.image.width), dtype=torch.uint8)
-        for row, encoded in enumerate(images):
-            pixels[row] = self.decode_image(encoded)
-        return pixels
+        pixels = torch.empty((num_images, self.image.height, self.image.width, 3), dtype=torch.uint8)
+        for row, encoded in zip(pixels.numpy(), images):
+            row[:] = self.decode_image(encoded)
+        return pixels.permute(0, 3, 1, 2)
 
     def pad(self, titles: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Returns: [N, T] int64 ids and [N, T] bool mask, padded to the longest title given."""

@@ -34,7 +34,7 @@ from mmsr_pt.training.distributed import barrier, from_rank0, rank, world_size
 
 log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

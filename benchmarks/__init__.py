@@ -1,0 +1,1 @@
+"""What this toolkit costs, measured beside what others or plainer code cost."""

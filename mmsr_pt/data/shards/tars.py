@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+_WRITTEN_AT_ONCE = 2**20
 # what stands before the size, between size and checksum, and behind the checksum of a member's header
 _MODE_AND_OWNERS = b"0000644\0" + 2 * b"0000000\0"
 _TIME = b"00000000000\0"
@@ -72,7 +73,8 @@ class TarWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=0)
+        self._waiting = bytearray()
         self._hash = hashlib.sha256()
 
     def add(self, name: str, data: bytes) -> int:
@@ -84,19 +86,28 @@ class TarWriter:
 
     def copy(self, blocks: bytes) -> None:
         """Appends finished members: headers, data and padding."""
-        self._hash.update(blocks)
+        self._waiting += blocks
+        self.position += len(blocks)
+        if len(self._waiting) >= _WRITTEN_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        self._hash.update(self._waiting)
         try:
-            self._file.write(blocks)
+            with memoryview(self._waiting) as left:
+                written = 0
+                while written < len(left):
+                    written += self._file.write(left[written:])
         except OSError as error:
             error.filename = str(self.path)
             raise
-        self.position += len(blocks)
+        self._waiting.clear()
 
     def finish(self, samples: int, items: int, repeated_bytes: int = 0) -> TarSummary:
         """Ends the archive and brings it to disk."""
         self.copy(bytes(2 * tarfile.BLOCKSIZE))
+        self._write()
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             error.filename = str(self.path)
@@ -106,7 +117,7 @@ class TarWriter:
 
     def close(self) -> None:
         """Lets go of the file, finished or not."""
-        # closing writes what is buffered, which on a full disk would raise again and hide the first error
+        # on a full disk closing may raise again and hide the first error
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -44,12 +44,11 @@ def open_domains(config: PretrainConfig) -> list[Domain]:
 def build_order(config: PretrainConfig, domains: Sequence[Domain], global_batch: int, world_size: int) -> StreamOrder:
     """The order of training users; raises UserError where the domains have too few tars for the readers."""
     tar_users = tuple(tuple(tar.num_users for tar in domain.train_tars) for domain in domains)
-    num_tars = sum(len(tars) for tars in tar_users)
     return StreamOrder(
         tar_users=tar_users,
         weights=config.data.weights or (1.0,) * len(domains),
         global_batch=global_batch,
-        num_lanes=choose_lanes(num_tars, global_batch, world_size, num_workers(config, world_size)),
+        num_lanes=choose_lanes(tar_users, global_batch, world_size, num_workers(config, world_size)),
         shuffle_buffer=config.data.shuffle_buffer,
         seed=config.run.seed,
     )

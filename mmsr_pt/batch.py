@@ -65,7 +65,8 @@ class ItemInputs(_Tensors):
     title_mask: Tensor | None = None
     """[N, T] bool: True where a token is real."""
     images: Tensor | None = None
-    """[N, 3, H, W] uint8: RGB, resized; a vision tower scales and normalises them on its own device."""
+    """[N, 3, H, W] uint8, channels last in memory: RGB, resized; a vision tower scales and normalises them on its own
+    device."""
     title_activations: Tensor | None = None
     """[N, T, d] float: what the frozen bottom of the text tower made of the titles, in place of `title_ids`."""
     image_activations: Tensor | None = None

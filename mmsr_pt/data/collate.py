@@ -1,4 +1,4 @@
-"""Users with raw bytes -> the batch's distinct items, an index map into them, and the pool.
+"""Users -> the batch's distinct items, an index map into them, and the pool.
 
 `encode_part` runs in a loader worker and decodes each distinct item once; `merge` joins the parts of all workers of the
 rank into one batch in which an item stands once, however many workers met it.
@@ -6,7 +6,6 @@ rank into one batch in which an item stands once, however many workers met it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,17 +17,17 @@ from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import user_generator
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.data.tar_reader import TarReader
 
 
 @dataclass
 class RawUser:
-    """One training sequence with its items' bytes, as it stands in a tar."""
+    """One training sequence, and the tar that holds its items' pictures."""
 
     user: int
     domain: int
     rows: np.ndarray
-    contents: Mapping[int, Mapping[str, bytes]]
-    """row -> {"json": ..., "jpg": ...}; users of one tar share the bytes of an item."""
+    tar: TarReader
 
 
 @dataclass
@@ -49,8 +48,10 @@ class Part:
     sequences: list[np.ndarray]
     negatives: list[np.ndarray] | None
     ids: np.ndarray
+    """Distinct, ascending."""
     titles: list[np.ndarray] | None
     images: Tensor | None
+    """[N, 3, H, W] uint8, channels last in memory."""
 
 
 def encode_part(
@@ -73,7 +74,7 @@ def encode_part(
     """
     users = np.asarray([-1 if slot is None else slot.user for slot in slots], dtype=np.int64)
     sequences, negatives = [], []
-    sources: dict[int, tuple[RawUser, int] | None] = dict.fromkeys(pool.mine.tolist())
+    sources: dict[int, TarReader | None] = dict.fromkeys(pool.mine.tolist())
     for slot in slots:
         if slot is None:
             sequences.append(np.empty(0, dtype=np.int64))
@@ -82,11 +83,12 @@ def encode_part(
         base = tables[slot.domain].base
         rows = slot.rows[-max_sequence:]
         sequences.append(base + rows)
-        for row in rows.tolist():
-            sources.setdefault(base + row, (slot, row))
+        for item in sequences[-1].tolist():
+            sources.setdefault(item, slot.tar)
         if negatives_seed is not None:
             negatives.append(_draw_negatives(slot, base, pool, negatives_seed, len(rows) - 1))
-    ids = np.fromiter(sources, dtype=np.int64, count=len(sources))
+    # in the order of the merged batch, so that a single part's pixels go into it as they are
+    ids = np.sort(np.fromiter(sources, dtype=np.int64, count=len(sources)))
     titles, images = _contents(ids, sources, tables, preprocessor)
     return Part(
         users=users,
@@ -113,32 +115,28 @@ def _draw_negatives(slot: RawUser, base: int, pool: Pool, seed: tuple[int, int],
 
 def _contents(
     ids: np.ndarray,
-    sources: Mapping[int, tuple[RawUser, int] | None],
+    sources: Mapping[int, TarReader | None],
     tables: Sequence[ItemTable],
     preprocessor: Preprocessor,
 ) -> tuple[list[np.ndarray] | None, Tensor | None]:
-    """Token ids and pixels of the items, from the tar bytes of a user who has them, else from the catalogue."""
+    """Token ids and pixels of the items; pictures from the tar of a user who has them, else from the catalogue."""
     bases = np.asarray([table.base for table in tables])
-    texts: list[str] = []
-    pictures: list[bytes] = []
-    for item in ids.tolist():
-        source = sources[item]
-        if source is not None:
-            content = source[0].contents[source[1]]
-            if preprocessor.tokenizer is not None:
-                texts.append(json.loads(content["json"])["title"])
-            if preprocessor.image is not None:
-                pictures.append(content["jpg"])
-        else:
-            table = tables[int(np.searchsorted(bases, item, side="right")) - 1]
-            row = item - table.base
-            if preprocessor.tokenizer is not None:
-                texts.append(table.titles[row])
-            if preprocessor.image is not None:
-                pictures.append(table.domain.read_image(row))
-    titles = preprocessor.encode_titles(texts) if preprocessor.tokenizer is not None else None
-    images = preprocessor.decode_images(pictures) if preprocessor.image is not None else None
+    places = [(tables[number], sources[item], item) for item, number in zip(ids.tolist(), domain_of(ids, bases))]
+    titles = images = None
+    if preprocessor.tokenizer is not None:
+        titles = preprocessor.encode_titles([table.titles[item - table.base] for table, _, item in places])
+    if preprocessor.image is not None:
+        encoded = (
+            table.domain.read_image(item - table.base) if tar is None else tar.picture(item - table.base)
+            for table, tar, item in places
+        )
+        images = preprocessor.decode_images(encoded, len(ids))
     return titles, images
+
+
+def domain_of(ids: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    """[N] int64: which of the run's domains each item number is of; `bases` are their first items' numbers."""
+    return np.searchsorted(bases, ids, side="right") - 1
 
 
 def merge(
@@ -163,7 +161,7 @@ def merge(
         for row, numbers in enumerate(numbers for part in parts for numbers in part.negatives or ()):
             negatives[row, : len(numbers)] = np.searchsorted(ids, numbers)
     bases = np.asarray([table.base for table in tables])
-    domain = np.searchsorted(bases, ids, side="right") - 1
+    domain = domain_of(ids, bases)
     return UserBatch(
         items=_item_inputs(parts, ids, first, preprocessor),
         sequence=torch.from_numpy(sequence),
@@ -186,11 +184,16 @@ def _rates(ids: np.ndarray, domain: np.ndarray, tables: Sequence[ItemTable]) -> 
 
 def _item_inputs(parts: Sequence[Part], ids: np.ndarray, first: np.ndarray, preprocessor: Preprocessor) -> ItemInputs:
     """The content of `ids`, whose first copies stand at positions `first` of the parts laid end to end."""
-    title_ids = title_mask = images = None
+    title_ids = title_mask = None
     if parts[0].titles is not None:
         titles = [title for part in parts for title in part.titles or ()]
         title_ids, title_mask = preprocessor.pad([titles[i] for i in first])
-    if parts[0].images is not None:
-        pixels = [part.images for part in parts if part.images is not None]
-        images = (pixels[0] if len(pixels) == 1 else torch.cat(pixels))[torch.from_numpy(first)]
+    images = parts[0].images
+    if images is not None and len(parts) > 1:
+        shape = (len(ids), *images.shape[1:])
+        images = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
+        for part in parts:
+            assert part.images is not None
+            # each pixel is copied once; what two parts hold alike is written twice
+            images.index_copy_(0, torch.from_numpy(np.searchsorted(ids, part.ids)), part.images)
     return ItemInputs(torch.from_numpy(ids), title_ids, title_mask, images)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import polars as pl
@@ -39,6 +40,37 @@ class TrainTar:
 
     path: Path
     num_users: int
+
+
+@dataclass(frozen=True, eq=False)
+class Titles(Sequence[str]):
+    """Many titles as one piece of memory: a million Python strings take four times that, in every process again."""
+
+    text: bytes
+    """All of them in UTF-8, end to end."""
+    bounds: np.ndarray
+    """[N + 1] int64: title i is text[bounds[i] : bounds[i + 1]]."""
+
+    @classmethod
+    def of(cls, column: pl.Series) -> Titles:
+        """From a column of strings."""
+        bounds = np.zeros(len(column) + 1, dtype=np.int64)
+        np.cumsum(column.str.len_bytes().to_numpy(), out=bounds[1:])
+        return cls(column.str.join("").item().encode(), bounds)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.text[self.bounds[row] : self.bounds[row + 1]].decode()
 
 
 class Domain:
@@ -135,9 +167,17 @@ class Domain:
         """The training tars in order."""
         return [TrainTar(self.path / t["path"], t["samples"]) for t in self.meta["tars"] if t["kind"] == "train"]
 
-    def titles(self) -> list[str]:
+    def titles(self) -> Titles:
         """Titles by row."""
-        return self.items["title"].to_list()
+        return Titles.of(self._column("title"))
+
+    def train_count(self) -> np.ndarray:
+        """[N] int64: how often each item occurs in training sequences."""
+        return self._column("train_count").to_numpy().astype(np.int64)
+
+    def _column(self, name: str) -> pl.Series:
+        """A column of the catalogue; the others, most of it, are not read."""
+        return pl.read_parquet(self.path / ITEMS_FILE, columns=[name])[name]
 
     def read_image(self, row: int) -> bytes:
         """The JPEG of an item; raises UserError when the domain was built without pictures."""

@@ -6,10 +6,11 @@ No polars object crosses into a loader process: its thread pool does not survive
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.domain import Domain, Titles
 
 
 @dataclass
@@ -23,14 +24,13 @@ class ItemTable:
     """[N] int64: occurrences in training sequences."""
     pool_size: int
     """Items drawn from this domain into the pool of a step."""
-
-    titles: list[str]
+    titles: Titles
     """By row."""
 
     @classmethod
     def of(cls, domain: Domain, base: int, pool_size: int) -> ItemTable:
         """Reads the columns needed."""
-        counts = domain.items["train_count"].to_numpy().astype(np.int64)
+        counts = domain.train_count()
         return cls(domain, base, counts, min(pool_size, len(counts)), domain.titles())
 
     @property
@@ -43,7 +43,7 @@ class ItemTable:
         """Chance that a given item is in the pool of a step."""
         return self.pool_size / self.num_items
 
-    @property
+    @cached_property
     def num_interactions(self) -> int:
         """Training interactions of the domain, at least 1."""
         return max(int(self.train_count.sum()), 1)

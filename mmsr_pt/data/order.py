@@ -1,26 +1,28 @@
 """Which user stands where: the order of training samples as pure arithmetic on (seed, epoch, manifest).
 
-The users of an epoch are laid out in one row: the tars of all domains, permuted by (seed, epoch), one after the other.
-The row is cut into `num_lanes` equal lanes. A step takes the next `users_per_lane` users of every lane, so a step is
-the same set of users on any number of ranks and workers: they only share out the lanes. Within a lane, users are
-permuted in blocks of `shuffle_buffer`. The state of the stream is the number of steps done, nothing else.
+The users of an epoch are laid out in one row: the tars of all domains, permuted by (seed, epoch), one after the other,
+and of a large tar its pieces likewise. The row is cut into `num_lanes` equal lanes. A step takes the next
+`users_per_lane` users of every lane, so a step is the same set of users on any number of ranks and workers: they only
+share out the lanes. Within a lane, users are permuted in blocks of `shuffle_buffer`. The state of the stream is the
+number of steps done, nothing else.
 
-A lane may begin inside a tar (it then skips the users before it); webdataset's usual whole-tar lanes would end at
+A lane may begin inside a tar, which `tar_reader.py` makes cheap; webdataset's usual whole-tar lanes would end at
 different steps and either hang ranks or drop users (architecture 2.5 plans disjoint lists of whole tars).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from mmsr_pt.log import UserError
 
-_ORDER, _BLOCK, _POOL, _USER, _BANK = range(
-    5
-)  # first word of each generator's seed, so that no two draw the same numbers
+_ORDER, _BLOCK, _POOL, _USER, _BANK = range(5)  # first words of the generators' seeds: no two draw the same numbers
+_PIECE_USERS = 1024  # of a tar that stay together: fewer and larger tars are shuffled no worse than many small ones
+_USUAL_LANES = 8
 
 
 @dataclass(frozen=True)
@@ -66,36 +68,47 @@ class StreamOrder:
     def segments(self, epoch: int) -> list[Segment]:
         """The epoch's users in one row, as pieces of tars."""
         rng = generator(_ORDER, self.seed, epoch)
-        pieces: list[Segment] = []
+        rounds: list[list[Segment]] = []
         for domain, (weight, tars) in enumerate(zip(self.weights, self.tar_users)):
             wanted = round(weight * sum(tars))
             while wanted > 0:
                 for tar in rng.permutation(len(tars)):
                     taken = min(wanted, tars[tar])
                     if taken:
-                        pieces.append(Segment(domain, int(tar), 0, taken))
+                        rounds.append(_pieces(domain, int(tar), taken))
                     wanted -= taken
-        return [pieces[i] for i in rng.permutation(len(pieces))]
+        # the pieces of a tar stay together: a lane then has one tar open at a time
+        shuffled = [rounds[i] for i in rng.permutation(len(rounds))]
+        return [pieces[i] for pieces in shuffled for i in (rng.permutation(len(pieces)) if len(pieces) > 1 else (0,))]
 
     def lane_range(self, lane: int) -> tuple[int, int]:
         """[start, stop) of the lane in the epoch's row of users."""
         return lane * self.num_users // self.num_lanes, (lane + 1) * self.num_users // self.num_lanes
 
-    def blocks(self, epoch: int, lane: int, first: int) -> list[tuple[list[Segment], np.ndarray]]:
+    def blocks(self, epoch: int, lane: int, first: int) -> Iterator[tuple[list[Segment], np.ndarray]]:
         """The lane's shuffle blocks from its `first`-th user on.
 
-        Returns: for each block the pieces of tars that hold its users, and the order to emit them in; users before
+        Yields: for each block the pieces of tars that hold its users, and the order to emit them in; users before
             `first` are left out of that order.
         """
         start, stop = self.lane_range(lane)
         size = self.shuffle_buffer
         pieces = self.segments(epoch)
-        blocks = []
         for block in range(first // size, -(-(stop - start) // size)):
             begin, end = start + block * size, min(start + (block + 1) * size, stop)
             order = generator(_BLOCK, self.seed, epoch, lane, block).permutation(end - begin)
-            blocks.append((cut(pieces, begin, end), order[max(first - block * size, 0) :]))
-        return blocks
+            yield cut(pieces, begin, end), order[max(first - block * size, 0) :]
+
+
+def _pieces(domain: int, tar: int, num_users: int) -> list[Segment]:
+    """The first users of a tar in equal pieces."""
+    bounds = [i * num_users // num_pieces(num_users) for i in range(num_pieces(num_users) + 1)]
+    return [Segment(domain, tar, start, stop) for start, stop in pairwise(bounds)]
+
+
+def num_pieces(num_users: int) -> int:
+    """How many pieces of a tar are shuffled apart."""
+    return -(-num_users // _PIECE_USERS)
 
 
 def cut(pieces: Sequence[Segment], begin: int, end: int) -> list[Segment]:
@@ -131,8 +144,8 @@ def user_generator(seed: int, epoch: int, user: int) -> np.random.Generator:
     return generator(_USER, seed, epoch, user)
 
 
-def choose_lanes(num_tars: int, global_batch: int, world_size: int, num_workers: int) -> int:
-    """How many lanes a run has: the largest power of two that divides the global batch and is at most `num_tars`.
+def choose_lanes(tar_users: Sequence[Sequence[int]], global_batch: int, world_size: int, num_workers: int) -> int:
+    """How many lanes a run has: the largest power of two that divides the global batch and is at most `max_lanes`.
 
     That is the same for every number of ranks and workers that is a power of two, so their runs see the same order. For
     other numbers (3 GPUs) it is the largest number of lanes that they can share evenly.
@@ -142,7 +155,8 @@ def choose_lanes(num_tars: int, global_batch: int, world_size: int, num_workers:
     """
     workers = max(num_workers, 1)
     readers = world_size * workers
-    fitting = [lanes for lanes in range(1, min(num_tars, global_batch) + 1) if global_batch % lanes == 0]
+    limit = max_lanes(tar_users)
+    fitting = [lanes for lanes in range(1, min(limit, global_batch) + 1) if global_batch % lanes == 0]
     usual = max(lanes for lanes in fitting if lanes & (lanes - 1) == 0)
     if usual % readers == 0:
         return usual
@@ -156,6 +170,11 @@ def choose_lanes(num_tars: int, global_batch: int, world_size: int, num_workers:
             f"train_micro_batch_size_per_gpu in the ds_config that {workers} divides, or another --num_workers"
         )
     raise UserError(
-        f"too few shards: {given} need at least {readers} train tars, the given domain(s) have {num_tars}: "
+        f"too few shards: {given}, the train tars of the given domain(s) serve {limit}: "
         f"rebuild with --num_shards {readers}, or use a smaller --num_workers"
     )
+
+
+def max_lanes(tar_users: Sequence[Sequence[int]]) -> int:
+    """Lanes that these tars serve: one for each piece, at least 8, as several lanes may share a piece."""
+    return max(_USUAL_LANES, sum(num_pieces(users) for tars in tar_users for users in tars))

@@ -1,26 +1,24 @@
-"""Training users from tars to batches: read bytes in the global order, decode each distinct item once, merge.
+"""Training users from tars to batches: read in the global order, decode each distinct item once, merge.
 
-tar -> webdataset -> user sequences with raw bytes -> shuffle block -> Part (a worker's share of a micro-batch, decoded)
--> `merge` over the workers -> UserBatch. Shuffle blocks hold bytes; pixels exist only for the batch at hand.
+tar -> shuffle block of places in it -> user sequences -> Part (a worker's share of a micro-batch, decoded) -> `merge`
+over the workers -> UserBatch. Bytes and pixels exist only for the batch at hand.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import tarfile_samples
 
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.data.collate import Part, Pool, RawUser, encode_part, merge
 from mmsr_pt.data.item_table import ItemTable
-from mmsr_pt.data.order import Segment, StreamOrder, pool_generator
+from mmsr_pt.data.order import StreamOrder, pool_generator
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.log import UserError
+from mmsr_pt.data.tar_reader import OpenTars, TarReader
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,16 @@ class UserStream(IterableDataset):
         per_reader = self.order.num_lanes // readers
         lanes = range(reader * per_reader, (reader + 1) * per_reader)
         epoch, step = divmod(self.first_step, self.order.steps_per_epoch)
+        tars = OpenTars(with_pictures=self.preprocessor.image is not None)
         while True:
-            yield from self._epoch(epoch, step, lanes, worker_id, num_workers)
+            yield from self._epoch(epoch, step, lanes, worker_id, num_workers, tars)
             epoch, step = epoch + 1, 0
 
-    def _epoch(self, epoch: int, first: int, lanes: range, worker: int, num_workers: int) -> Iterator[Part]:
+    def _epoch(
+        self, epoch: int, first: int, lanes: range, worker: int, num_workers: int, tars: OpenTars
+    ) -> Iterator[Part]:
         per_lane = self.order.users_per_lane
-        readers = [self._lane(epoch, lane, first * per_lane) for lane in lanes]
+        readers = [self._lane(epoch, lane, first * per_lane, tars) for lane in lanes]
         for step in range(first, self.order.steps_per_epoch):
             slots: list[RawUser | None] = []
             for reader in readers:
@@ -98,38 +99,19 @@ class UserStream(IterableDataset):
             shares, mine = shares * self.share.world_size, self.share.rank * num_workers + worker
         return Pool(drawn, np.concatenate(drawn)[mine::shares])
 
-    def _lane(self, epoch: int, lane: int, first: int) -> Iterator[RawUser]:
+    def _lane(self, epoch: int, lane: int, first: int, tars: OpenTars) -> Iterator[RawUser]:
         for segments, order in self.order.blocks(epoch, lane, first):
-            block = [user for segment in segments for user in self._read(segment)]
+            block = []
+            for segment in segments:
+                tar = tars(self.tar_paths[segment.domain][segment.tar], segment.stop)
+                block += [(segment.domain, tar, position) for position in range(segment.start, segment.stop)]
             for index in order:
-                yield block[index]
+                yield self._user(*block[index])
 
-    def _read(self, segment: Segment) -> Iterator[RawUser]:
-        """The users [start, stop) of a tar, in one pass; items met before `start` are kept, as users may need them."""
-        path = self.tar_paths[segment.domain][segment.tar]
-        items: dict[int, Mapping[str, bytes]] = {}
-        position = 0
-        for sample in tarfile_samples(iter([{"url": path}])):
-            key = sample["__key__"]
-            if key.startswith("i"):
-                items[int(key[1:])] = sample
-                continue
-            if position >= segment.start:
-                user = json.loads(sample["json"])
-                rows = user["items"]
-                yield RawUser(
-                    user=self.user_bases[segment.domain] + user["user"],
-                    domain=segment.domain,
-                    rows=np.asarray(rows, dtype=np.int64),
-                    contents={row: items[row] for row in rows},
-                )
-            position += 1
-            if position == segment.stop:
-                return
-        raise UserError(
-            f"{path} ends after {position} users, its manifest promises {segment.stop} or more: the tar is cut short; "
-            "build the domain again"
-        )
+    def _user(self, domain: int, tar: TarReader, position: int) -> RawUser:
+        user = tar.user(position)
+        rows = np.asarray(user["items"], dtype=np.int64)
+        return RawUser(self.user_bases[domain] + user["user"], domain, rows, tar)
 
 
 class TrainLoader:

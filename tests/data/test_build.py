@@ -133,8 +133,10 @@ def test_the_manifest_says_what_was_read(built: Domain) -> None:
 
 
 def test_train_tars_differ_by_one_user_at_most_and_none_is_empty(raw_root: Path, built: Domain, tmp_path: Path) -> None:
-    assert len(built.train_tars) == 8
-    sizes = [tar.num_users for tar in built.train_tars]
+    assert [tar.num_users for tar in built.train_tars] == [built.num_users]
+    eight = build_table(raw_root, tmp_path / "eight", BuildOptions(num_shards=8, num_workers=1))
+    assert len(eight.train_tars) == 8
+    sizes = [tar.num_users for tar in eight.train_tars]
     assert max(sizes) - min(sizes) <= 1
     domain = build_table(raw_root, tmp_path / "out", BuildOptions(num_shards=1000, num_workers=1))
     assert [tar.num_users for tar in domain.train_tars] == [1] * built.num_users
@@ -152,7 +154,7 @@ def test_any_number_of_writers_gives_the_same_bytes(raw_root: Path, built: Domai
         {p.relative_to(base).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in base.rglob("*.*")}
         for base in (built.path, tmp_path / "1" / "built", tmp_path / "2" / "built")
     ]
-    assert {"domain.json", "items.parquet", "eval.parquet", "tokenizer.model", "train/train-00007.tar"} <= set(
+    assert {"domain.json", "items.parquet", "eval.parquet", "tokenizer.model", "train/train-00000.tar"} <= set(
         digests[0]
     )
     assert digests[0] == digests[1] == digests[2]

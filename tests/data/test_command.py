@@ -103,7 +103,9 @@ def test_a_disk_that_fills_in_a_writer_process_ends_the_command_cleanly(
     monkeypatch.setattr(build_module, "check_space", lambda *_: None)
     root = write_plain_table(tmp_path / "raw", num_users=80)  # its 8 train tars hold nearly all items each
     with pytest.raises(SystemExit) as caught:
-        main(["table", "--root", str(root), "--out", str(small_disk / "out"), "--num_workers", "2"])
+        main(
+            ["table", "--root", str(root), "--out", str(small_disk / "out"), "--num_workers", "2", "--num_shards", "8"]
+        )
     assert caught.value.code == 2
     (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "the disk is full while writing" in sentence

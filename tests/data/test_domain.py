@@ -45,7 +45,10 @@ def test_what_the_manifest_says_is_what_the_domain_says(small_domain: Domain) ->
     assert small_domain.num_items == small_domain.items.height == 300
     assert small_domain.modalities == ("text", "image")
     assert sum(tar.num_users for tar in small_domain.train_tars) == 150
-    assert small_domain.titles() == small_domain.items["title"].to_list()
+    titles = small_domain.items["title"].to_list()
+    assert list(small_domain.titles()) == titles
+    assert small_domain.titles()[7:9] == titles[7:9]
+    assert small_domain.train_count().tolist() == small_domain.items["train_count"].to_list()
 
 
 def test_it_travels_to_other_processes_small_and_reads_pictures_there(small_domain: Domain) -> None:

@@ -1,13 +1,14 @@
-"""Pictures in the tars: JPEG, upright, small, never enlarged, of the raw picture's shape and content."""
+"""Pictures in the tars: plain JPEG, upright, small, never enlarged, of the raw picture's shape and content."""
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from mmsr_pt.data.shards.images import encode_image
+from mmsr_pt.data.shards.images import encode_image, is_plain_jpeg
 from tests.data.raw import build_table, write_table
 
 
@@ -70,6 +71,66 @@ def test_a_photograph_is_turned_upright_and_loses_its_metadata(tmp_path: Path) -
     assert not picture.getexif()
     assert "comment" not in picture.info
     assert np.abs(np.asarray(picture, float) - np.asarray(upright, float)).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(256, 700), (160, 240), (1, 1)])
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 20}, {"subsampling": 0, "optimize": True}, {"restart_marker_rows": 1}]
+)
+def test_a_small_plain_jpeg_is_taken_byte_for_byte(
+    tmp_path: Path, size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    path = tmp_path / "picture.jpg"
+    gradient(*size).save(path, **options)
+    assert encode_image(str(path)) == path.read_bytes()
+
+
+def saved(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    gradient(60, 40).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def orientation() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(comment=b"made by"),
+        saved(icc_profile=b"a profile"),
+        saved(exif=orientation()),
+        saved(progressive=True),
+        saved(keep_rgb=True, comment=b"x"),
+        saved() + b"behind",
+        saved() + saved(),
+        saved()[:20] + b"\xff\xe1\x00\x06<x/>" + saved()[20:],  # XMP
+        saved()[:2] + b"\xff\xe0\x00\x08JFXX\x00\x10" + saved()[2:],  # a thumbnail
+    ],
+    ids=["comment", "colour profile", "exif", "progressive", "rgb", "bytes behind", "two", "xmp", "thumbnail"],
+)
+def test_any_other_jpeg_is_encoded_anew_and_is_then_plain(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(data)
+    found = encode_image(str(path))
+    assert isinstance(found, bytes)
+    assert found != data
+    assert is_plain_jpeg(found)
+    assert not is_plain_jpeg(data)
+    with Image.open(path) as raw:
+        upright = np.asarray(ImageOps.exif_transpose(raw), float)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(found)), float) - upright).mean() < 3
+
+
+def test_a_larger_plain_jpeg_and_a_grey_one_are_encoded_anew(tmp_path: Path) -> None:
+    for number, picture in enumerate([gradient(257, 300), gradient(50, 50).convert("L")]):
+        path = tmp_path / f"{number}.jpg"
+        picture.save(path)
+        assert encode_image(str(path)) != path.read_bytes()
+        assert min(encoded(path).size) <= 256
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -23,7 +23,7 @@ orders = st.builds(
         tar_users=tuple(tuple(t) for t in tars),
         weights=(1.0,) * len(tars),
         global_batch=batch,
-        num_lanes=choose_lanes(sum(map(len, tars)), batch, 1, 1),
+        num_lanes=choose_lanes(tars, batch, 1, 1),
         shuffle_buffer=buffer,
         seed=seed,
     ),
@@ -80,17 +80,59 @@ def test_cut_takes_the_pieces_inside() -> None:
 
 @pytest.mark.parametrize("readers", [(1, 0), (1, 4), (2, 2), (4, 1), (8, 1)])
 def test_number_of_lanes_is_the_same_on_any_power_of_two_of_readers(readers: tuple[int, int]) -> None:
-    assert choose_lanes(num_tars=9, global_batch=64, world_size=readers[0], num_workers=readers[1]) == 8
+    for tars in ([(100,) * 9], [(4,), (1, 1)], [(8192,)]):  # 9 tars; few users; 8 pieces of one tar
+        assert choose_lanes(tars, global_batch=64, world_size=readers[0], num_workers=readers[1]) == 8
 
 
 def test_three_gpus_share_lanes_evenly() -> None:
-    assert choose_lanes(num_tars=8, global_batch=192, world_size=3, num_workers=1) == 6
+    assert choose_lanes([(50,) * 8], global_batch=192, world_size=3, num_workers=1) == 6
+
+
+def test_lanes_grow_with_tars_and_with_their_pieces_of_1024_users() -> None:
+    assert choose_lanes([(10,) * 40], 64, 1, 0) == 32
+    assert choose_lanes([(10,) * 20, (10,) * 12], 64, 1, 0) == 32
+    assert choose_lanes([(15 * 1024 + 1,)], 64, 1, 0) == 16
+    assert choose_lanes([(15 * 1024 + 1,)], 8, 1, 0) == 8
 
 
 def test_too_few_shards_says_what_to_type() -> None:
     with pytest.raises(
-        UserError, match=r"too few shards: 2 rank\(s\) x 4 .* need at least 8 train tars.* have 4.*--num_shards 8"
+        UserError,
+        match=r"too few shards: 2 rank\(s\) x 8 .* = 16 readers, the train tars .* serve 8: .*--num_shards 16",
     ):
-        choose_lanes(num_tars=4, global_batch=64, world_size=2, num_workers=4)
+        choose_lanes([(40,) * 4], global_batch=64, world_size=2, num_workers=8)
     with pytest.raises(UserError, match="cannot share a global batch of 6"):
-        choose_lanes(num_tars=40, global_batch=6, world_size=2, num_workers=4)
+        choose_lanes([(10,) * 40], global_batch=6, world_size=2, num_workers=4)
+
+
+def test_a_large_tar_is_shuffled_in_pieces_that_stay_together() -> None:
+    order = StreamOrder(((3000,), (10, 5000)), (1.0, 1.0), 8, 8, 64, seed=3)
+    orders = []
+    for epoch in range(6):
+        segments = order.segments(epoch)
+        assert sum(s.stop - s.start for s in segments) == 8010
+        assert max(s.stop - s.start for s in segments) <= 1024
+        tars = [(s.domain, s.tar) for s in segments]
+        assert [tar for tar, before in zip(tars, [None, *tars]) if tar != before] == list(dict.fromkeys(tars))
+        for tar, users in (((0, 0), 3000), ((1, 0), 10), ((1, 1), 5000)):
+            covered = sorted((s.start, s.stop) for s in segments if (s.domain, s.tar) == tar)
+            assert [start for start, _ in covered] == [0, *(stop for _, stop in covered[:-1])]
+            assert covered[-1][1] == users
+        orders.append([s.start for s in segments if (s.domain, s.tar) == (1, 1)])
+    assert len(set(map(tuple, orders))) > 1
+
+
+def released_segments(tar_users: tuple[tuple[int, ...], ...], seed: int, epoch: int) -> list[tuple[int, int, int]]:
+    """(domain, tar, users) as the first release, which knew no pieces, laid out an epoch."""
+    rng = np.random.default_rng(np.random.SeedSequence((0, seed, epoch)))
+    row = [(d, int(t), tars[t]) for d, tars in enumerate(tar_users) for t in rng.permutation(len(tars))]
+    return [row[i] for i in rng.permutation(len(row))]
+
+
+def test_domains_of_tars_of_up_to_1024_users_keep_the_order_they_always_had() -> None:
+    tar_users = ((1024, 1023, 7), (80,) * 8)
+    order = StreamOrder(tar_users, (1.0, 1.0), 16, choose_lanes(tar_users, 16, 1, 0), 64, seed=11)
+    assert order.num_lanes == 8
+    for epoch in range(4):
+        found = [(s.domain, s.tar, s.stop - s.start) for s in order.segments(epoch)]
+        assert found == released_segments(tar_users, 11, epoch)

@@ -1,6 +1,9 @@
 """The stream on real tars: distinct items, the same users on any ranks and workers, negatives of the user's own."""
 
+import itertools
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +15,15 @@ from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import StreamOrder, choose_lanes
 from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
+from tests.conftest import build_drawn
+from tests.data.tars import members
 
 BATCH = 32
 
 
 def make_order(domains: list[Domain], world_size: int = 1, workers: int = 0) -> StreamOrder:
     tar_users = tuple(tuple(tar.num_users for tar in domain.train_tars) for domain in domains)
-    lanes = choose_lanes(sum(map(len, tar_users)), BATCH, world_size, workers)
+    lanes = choose_lanes(tar_users, BATCH, world_size, workers)
     return StreamOrder(tar_users, (1.0,) * len(domains), BATCH, lanes, shuffle_buffer=40, seed=5)
 
 
@@ -152,6 +157,33 @@ def test_rates_are_the_items_share_of_training_interactions_and_of_the_pool(smal
     assert batch.pool_rate is not None
     np.testing.assert_allclose(batch.occurrence_rate.numpy(), counts[batch.items.ids.numpy()] / counts.sum(), rtol=1e-6)
     np.testing.assert_allclose(batch.pool_rate.numpy(), 16 / small_domain.num_items, rtol=1e-6)
+
+
+def test_eight_lanes_of_one_tar_show_what_one_user_after_the_other_holds(tmp_path: Path) -> None:
+    domain = build_drawn(tmp_path / "one_tar", "source", num_users=70, items_per_cell=1, num_shards=1)
+    (tar,) = domain.train_tars
+    content = dict(members(tar.path))
+    users = [json.loads(data) for name, data in content.items() if name.startswith("u")]
+    order = make_order([domain])
+    assert order.num_lanes == 8
+    seen = {}
+    for batch in itertools.islice(batches([domain], workers=1), order.steps_per_epoch):
+        seen.update({user: sequence for user, (sequence, _) in by_user(batch).items()})
+        assert batch.items.images is not None
+        preprocessor = Preprocessor(None, ImageSpec(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3))
+        for row, pixels in zip(batch.items.ids.tolist(), batch.items.images):
+            if f"i{row:08d}.jpg" in content:  # else of the pool alone
+                direct = preprocessor.decode_image(content[f"i{row:08d}.jpg"])
+                assert torch.equal(pixels.permute(1, 2, 0), direct)
+    assert seen == {user["user"]: user["items"] for user in users}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_pictures_lie_in_memory_as_convolutions_read_them(small_domain: Domain, workers: int) -> None:
+    images = next(batches([small_domain], workers=workers)).items.images
+    assert images is not None
+    assert images.shape[1:] == (3, 16, 16)
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_content_a_model_does_not_read_is_not_decoded(small_domain: Domain) -> None:

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import webdataset as wds
 
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.shards import sizes
 from mmsr_pt.data.shards.build import BuildOptions
+from mmsr_pt.data.shards.sizes import tar_bytes, users_by_tar
+from mmsr_pt.data.shards.tars import header
 from tests.data.raw import Interaction, build_table, write_table
 from tests.data.tars import members, trained_events
 
@@ -102,3 +108,61 @@ def test_the_manifest_counts_what_is_in_the_tars(small_domain: Domain) -> None:
         counts["items"] == domain.items.height == sum(t["items"] for t in domain.meta["tars"] if t["kind"] == "items")
     )
     assert counts["items_in_training"] == len({item for events in trained.values() for item, _ in events})
+
+
+@pytest.mark.parametrize("name", ["i00000001.json", "u12345678.json", "x" * 100])
+@pytest.mark.parametrize("size", [0, 1, 512, 123_456_789, 8 * 2**30 - 1])
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+# ---- how many train tars, and what that saves
+
+
+def test_the_manifest_says_what_a_copy_for_every_occurrence_would_take(tmp_path: Path) -> None:
+    """20 users with 4 training interactions each, all with the same 4 items."""
+    rows: list[Interaction] = [(f"u{user:02d}", str(i), i) for user in range(20) for i in range(6)]
+    root = write_table(tmp_path / "raw", rows, {str(i): "t" for i in range(6)})
+    for num_tars in (1, 4):
+        domain = build_table(root, tmp_path / str(num_tars), BuildOptions(num_workers=1, num_shards=num_tars))
+        occurrence = user = 0
+        item = {name[1:9]: 0 for tar in domain.train_tars for name, _ in members(tar.path) if name.endswith("jpg")}
+        assert len(item) == 4
+        for name, data in members(domain.train_tars[0].path):
+            padded = 512 + -(-len(data) // 512) * 512
+            if name.startswith("i"):
+                item[name[1:9]] += padded
+            else:
+                user = padded
+        occurrence = sum(item.values()) * 20
+        counts = domain.meta["counts"]
+        assert counts["train_bytes"] == sum(tar.path.stat().st_size for tar in domain.train_tars)
+        assert counts["train_bytes"] == num_tars * (sum(item.values()) + 1024) + 20 * user
+        assert counts["train_bytes_if_repeated"] == occurrence + 20 * user + 1024 * num_tars
+
+
+def test_a_small_domain_is_one_tar_and_a_large_one_as_few_as_stay_below_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    histories = [rng.choice(50, 5, replace=False).tolist() for _ in range(100)]
+    history, item_bytes = pl.Series(histories, dtype=pl.List(pl.UInt32)), rng.integers(1_000, 9_000, 50)
+    assert len(users_by_tar(history, item_bytes, 0, seed=0)) == 1
+
+    def expected(users: list[int]) -> int:
+        occurring = {row for user in users for row in histories[user]}
+        return sum(int(item_bytes[row]) for row in occurring) + 1024 * len(users) + 40 * 5 * len(users)
+
+    for limit in (150_000, 100_000, 1):
+        monkeypatch.setattr(sizes, "_TAR_BYTES", limit)
+        tars = users_by_tar(history, item_bytes, 0, seed=0)
+        assert sorted(np.concatenate(tars).tolist()) == list(range(100))
+        assert max(map(len, tars)) - min(map(len, tars)) <= 1
+        first = tars[0].tolist()
+        assert tar_bytes(history, tars[0], item_bytes) == expected(first)
+        assert expected(first) <= limit or len(tars) == 100
+        half = np.array_split(np.concatenate(tars), max(len(tars) // 2, 1))[0].tolist()
+        assert len(tars) == 100 or expected(half) > limit
+    assert [len(tar) for tar in users_by_tar(history, item_bytes, 7, seed=0)] == [15, 15, 14, 14, 14, 14, 14]

@@ -23,7 +23,6 @@ from mmsr_pt.data.domain import (
     TOKENIZER_FILE,
     Domain,
 )
-from mmsr_pt.data.shards.images import encode_images
 from mmsr_pt.data.shards.interactions import (
     Interactions,
     SplitRule,
@@ -37,6 +36,7 @@ from mmsr_pt.data.shards.items import WrittenItems, read_items, write_items
 from mmsr_pt.data.shards.manifest import fingerprint, items_table, tar_entries, write_parquet
 from mmsr_pt.data.shards.output import check_space, complete_directory, write_file
 from mmsr_pt.data.shards.problems import Problems
+from mmsr_pt.data.shards.sizes import domain_bytes, estimate_item_bytes, users_by_tar
 from mmsr_pt.data.shards.tars import TarSummary, TrainTarPlan, write_train_tar
 from mmsr_pt.data.shards.vocabulary import train_vocabulary
 from mmsr_pt.data.shards.workers import Workers, available_cores, progress
@@ -46,11 +46,6 @@ from mmsr_pt.log import UserError
 
 log = logging.getLogger(__name__)
 
-_USERS_PER_TAR = 1024
-_MIN_TARS = 8
-_SAMPLED_IMAGES = 16
-_BYTES_PER_INTERACTION = 40  # of a user's JSON and of eval.parquet
-_BYTES_PER_MEMBER = 1024  # a tar header, and on average half a block of padding, twice for json + jpg
 _MAX_SHARDS = 100_000
 
 
@@ -62,7 +57,7 @@ class BuildOptions:
     modalities: tuple[Literal["text", "image"], ...] = ("text", "image")
     """What items must have; items without are dropped."""
     num_shards: int = 0
-    """Train tars; 0: one for each 1024 users, at least 8."""
+    """Train tars; 0: as few as keep each below 256 MB, so that many users share the bytes of an item."""
     num_workers: int = -1
     """Writer processes; -1: one a core. Their number does not change the output."""
     seed: int = 0
@@ -99,12 +94,15 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
         users = split_users(interactions, expected_rows, options.split)
         if options.num_shards > users.height:
             log.warning("--num_shards %d is more than the %d users: one each", options.num_shards, users.height)
-        check_space(root, _estimate(items, users, options))
+        expected_bytes = estimate_item_bytes(items.filter("usable"), IMAGE in options.modalities)
+        tars = users_by_tar(users["history"], expected_bytes, options.num_shards, options.seed)
+        check_space(root, domain_bytes(users["history"], tars, expected_bytes))
         written = write_items(items, root / "items", IMAGE in options.modalities, workers, problems)
         if not np.array_equal(written.row_of_item, expected_rows):
             interactions = without_items(interactions, written.row_of_item, items["item_id"], problems)
             users = split_users(interactions, written.row_of_item, options.split)
-        train_paths, train = _write_train(users, written, root / "train", options, workers)
+        tars = users_by_tar(users["history"], written.blocks.sizes, options.num_shards, options.seed)
+        train_paths, train = _write_train(tars, users, written, root / "train", workers)
         train_count = count_occurrences(users["history"], len(written.blocks.rows))
         catalogue = items_table(items, written, train_count, root)
         held_out = users.drop("times").with_columns(cold_cases(users, train_count))
@@ -122,7 +120,7 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
             "split": split,
             "seed": options.seed,
             "fingerprint": fingerprint(split, [*written.summaries, *train], [catalogue, held_out]),
-            "counts": _counts(interactions, items, users, train_count),
+            "counts": _counts(interactions, items, users, train_count, train),
             "problems": problems.as_dict(),
             "tars": tar_entries(written, train_paths, train, root),
         }
@@ -130,46 +128,13 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
     return Domain.load(out)
 
 
-def _num_shards(num_users: int, options: BuildOptions) -> int:
-    """Train tars: what was asked for or follows from the users, and no tar without a user."""
-    return min(options.num_shards or max(_MIN_TARS, -(-num_users // _USERS_PER_TAR)), num_users)
-
-
-def _tar_of_user(num_users: int, options: BuildOptions) -> list[np.ndarray]:
-    """The users of each train tar in their order there: a shuffle, cut into parts that differ by one user at most."""
-    order = np.random.default_rng(options.seed).permutation(num_users)
-    return np.array_split(order, _num_shards(num_users, options))
-
-
-def _estimate(items: pl.DataFrame, users: pl.DataFrame, options: BuildOptions) -> int:
-    """Bytes that the domain will take."""
-    image_bytes = 0.0
-    usable = items.filter("usable")
-    if IMAGE in options.modalities:
-        sample = usable["image"].gather_every(-(-usable.height // _SAMPLED_IMAGES)).to_list()
-        sizes = [len(image) for image in encode_images(sample) if isinstance(image, bytes)]
-        image_bytes = float(np.mean(sizes)) if sizes else 0.0
-    item_bytes = image_bytes + _BYTES_PER_MEMBER + float(usable["title"].str.len_bytes().mean())  # type: ignore[arg-type]
-    tar_of = np.empty(users.height, dtype=np.uint64)
-    for number, members in enumerate(_tar_of_user(users.height, options)):
-        tar_of[members] = number
-    occurrences = users.select(tar=pl.Series(tar_of), row="history").explode("row")
-    copies = occurrences.select(pl.col("tar") * usable.height + pl.col("row")).to_series().n_unique()
-    return int(
-        (usable.height + copies) * item_bytes
-        + users.height * _BYTES_PER_MEMBER
-        + occurrences.height * _BYTES_PER_INTERACTION
-    )
-
-
 def _write_train(
-    users: pl.DataFrame, written: WrittenItems, directory: Path, options: BuildOptions, workers: Workers
+    tars: list[np.ndarray], users: pl.DataFrame, written: WrittenItems, directory: Path, workers: Workers
 ) -> tuple[list[Path], list[TarSummary]]:
     """Writes the train tars, one a task."""
     directory.mkdir()
-    members = _tar_of_user(users.height, options)
-    paths = [directory / f"train-{number:05d}.tar" for number in range(len(members))]
-    plans = (_plan(users[own], written, path) for own, path in zip(members, paths))
+    paths = [directory / f"train-{number:05d}.tar" for number in range(len(tars))]
+    plans = (_plan(users[own], written, path) for own, path in zip(tars, paths))
     summaries = []
     with progress("train tars", len(paths)) as bar:
         for summary in workers.map(write_train_tar, plans):
@@ -193,18 +158,25 @@ def _plan(users: pl.DataFrame, written: WrittenItems, path: Path) -> TrainTarPla
 
 
 def _counts(
-    interactions: Interactions, items: pl.DataFrame, users: pl.DataFrame, train_count: np.ndarray
+    interactions: Interactions,
+    items: pl.DataFrame,
+    users: pl.DataFrame,
+    train_count: np.ndarray,
+    train: list[TarSummary],
 ) -> dict[str, int]:
-    train = int(train_count.sum())
+    occurrences = int(train_count.sum())
+    train_bytes = sum(tar.num_bytes for tar in train)
     return {
         "users": users.height,
         "items": len(train_count),
-        "interactions": train + 2 * users.height,
-        "train_interactions": train,
+        "interactions": occurrences + 2 * users.height,
+        "train_interactions": occurrences,
         "items_in_training": int((train_count > 0).sum()),
         "users_read": len(interactions.user_ids),
         "items_read": items.height,
         "interactions_read": interactions.num_read,
+        "train_bytes": train_bytes,
+        "train_bytes_if_repeated": train_bytes + sum(tar.repeated_bytes for tar in train),
     }
 
 

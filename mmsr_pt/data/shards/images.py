@@ -1,22 +1,36 @@
-"""Pictures re-encoded once, for the tars."""
+"""Pictures as the tars hold them: what is fit as it is, byte for byte; all else re-encoded once."""
 
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
 SHORTER_SIDE = 256
 JPEG_QUALITY = 90
 
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_JFIF, _TABLES, _RESTART, _BASELINE, _SCAN = 0xE0, (0xDB, 0xC4), 0xDD, 0xC0, 0xDA
+_JFIF_BYTES = 16  # without a thumbnail
+_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+
 
 def encode_image(path: str) -> bytes | str:
     """A picture file as the JPEG that goes into the tars: RGB, upright, shorter side at most 256 px, no metadata.
+
+    A file that is all that, and baseline, is taken as it is: encoding it again would make it larger and worse.
 
     Returns: the JPEG, or why the file cannot be decoded.
     """
     try:
         with Image.open(path) as picture:
+            if picture.format == "JPEG" and picture.mode == "RGB" and min(picture.size) <= SHORTER_SIDE:
+                data = Path(path).read_bytes()
+                if is_plain_jpeg(data):
+                    picture.load()  # raises where it cannot be decoded
+                    return data
             # a JPEG much larger than needed is decoded at a half, a quarter or an eighth, which costs that much less
             picture.draft(None, (2 * SHORTER_SIDE, 2 * SHORTER_SIDE))
             ImageOps.exif_transpose(picture, in_place=True)
@@ -31,6 +45,23 @@ def encode_image(path: str) -> bytes | str:
     except Exception as error:  # decoders of damaged files raise nearly anything
         return f"{path} ({type(error).__name__}: {error})"
     return encoded.getvalue()
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether the bytes are one baseline JPEG of one scan without metadata, and nothing else behind it."""
+    if not data.startswith(_START):
+        return False
+    position = len(_START)
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 2 + length
+        if marker == _SCAN:
+            end = _MARKER_IN_SCAN.search(data, position)
+            return end is not None and end.group() == _END and end.end() == len(data)
+        if marker not in (*_TABLES, _RESTART, _BASELINE) and (marker, length) != (_JFIF, _JFIF_BYTES):
+            return False
+    return False
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

@@ -95,6 +95,8 @@ def print_summary(domain: Domain) -> None:
     table = Table(title=f"{domain.path}", title_justify="left", show_header=False)
     for name, value in domain.meta["counts"].items():
         table.add_row(name.replace("_", " "), f"{value:,}")
+    smaller = domain.meta["counts"]["train_bytes_if_repeated"] / domain.meta["counts"]["train_bytes"]
+    table.add_row("train tars, smaller by", f"{smaller:.2f} x")
     # ids and paths stand in these tables as they are: "[/b]" in one is no markup
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)

@@ -11,13 +11,20 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-_FILE_MODE = 0o644
+_WRITTEN_AT_ONCE = 2**20
+# what stands before the size, between size and checksum, and behind the checksum of a member's header
+_MODE_AND_OWNERS = b"0000644\0" + 2 * b"0000000\0"
+_TIME = b"00000000000\0"
+_KIND_AND_MAGIC = b"0".ljust(101, b"\0") + b"ustar\00000"
+_SPACES = 8 * b" "  # what the checksum takes itself for
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def item_key(row: int) -> str:
@@ -32,7 +39,19 @@ def user_key(user: int) -> str:
 
 def to_json(value: dict[str, Any]) -> bytes:
     """Compact JSON, the same bytes for the same value."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _json(value).encode()
+
+
+def header(name: str, size: int) -> bytes:
+    """A member's header, as tarfile's `TarInfo.tobuf(USTAR_FORMAT)` makes it in five times the time.
+
+    Args:
+        name: ASCII, at most 100 characters.
+        size: of the data, below 8 GiB.
+    """
+    fields = name.encode("ascii").ljust(100, b"\0") + _MODE_AND_OWNERS + b"%011o\0" % size + _TIME
+    checksum = sum(fields + _SPACES + _KIND_AND_MAGIC)
+    return (fields + b"%06o\0 " % checksum + _KIND_AND_MAGIC).ljust(tarfile.BLOCKSIZE, b"\0")
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class TarSummary:
     items: int
     num_bytes: int
     sha256: str
+    repeated_bytes: int = 0
+    """By how much a train tar would be larger if every occurrence of an item had a copy of it."""
 
 
 class TarWriter:
@@ -52,43 +73,51 @@ class TarWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=0)
+        self._waiting = bytearray()
         self._hash = hashlib.sha256()
 
     def add(self, name: str, data: bytes) -> int:
         """Appends a member; returns the offset of its data."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), _FILE_MODE
-        self.copy(info.tobuf(tarfile.USTAR_FORMAT))
+        self.copy(header(name, len(data)))
         offset = self.position
         self.copy(data + bytes(-len(data) % tarfile.BLOCKSIZE))
         return offset
 
     def copy(self, blocks: bytes) -> None:
         """Appends finished members: headers, data and padding."""
-        self._hash.update(blocks)
+        self._waiting += blocks
+        self.position += len(blocks)
+        if len(self._waiting) >= _WRITTEN_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        self._hash.update(self._waiting)
         try:
-            self._file.write(blocks)
+            with memoryview(self._waiting) as left:
+                written = 0
+                while written < len(left):
+                    written += self._file.write(left[written:])
         except OSError as error:
             error.filename = str(self.path)
             raise
-        self.position += len(blocks)
+        self._waiting.clear()
 
-    def finish(self, samples: int, items: int) -> TarSummary:
+    def finish(self, samples: int, items: int, repeated_bytes: int = 0) -> TarSummary:
         """Ends the archive and brings it to disk."""
         self.copy(bytes(2 * tarfile.BLOCKSIZE))
+        self._write()
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             error.filename = str(self.path)
             raise
         self._file.close()
-        return TarSummary(samples, items, self.position, self._hash.hexdigest())
+        return TarSummary(samples, items, self.position, self._hash.hexdigest(), repeated_bytes)
 
     def close(self) -> None:
         """Lets go of the file, finished or not."""
-        # closing writes what is buffered, which on a full disk would raise again and hide the first error
+        # on a full disk closing may raise again and hide the first error
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -136,23 +165,24 @@ class TrainTarPlan:
 
 def write_train_tar(plan: TrainTarPlan) -> TarSummary:
     """Writes a train tar: users in order, each item once, right before the first user that needs it."""
-    place = {int(row): at for at, row in enumerate(plan.blocks.rows)}
-    written = np.zeros(len(place), dtype=bool)
+    blocks = plan.blocks
+    places = np.searchsorted(blocks.rows, plan.rows)
+    fresh = np.zeros(len(places), dtype=bool)
+    fresh[np.unique(places, return_index=True)[1]] = True
+    repeated_bytes = int(blocks.sizes[places[~fresh]].sum())
+    new = iter(zip(*(column[places[fresh]].tolist() for column in (blocks.tars, blocks.offsets, blocks.sizes))))
+    num_new = np.add.reduceat(fresh, plan.starts[:-1], dtype=np.int64).tolist()
+    rows, times, starts = plan.rows.tolist(), plan.times.tolist(), plan.starts.tolist()
     sources = [os.open(path, os.O_RDONLY) for path in plan.item_tars]
     try:
         with TarWriter(plan.path) as tar:
             for number, (user, user_id) in enumerate(zip(plan.users.tolist(), plan.user_ids)):
-                own = slice(plan.starts[number], plan.starts[number + 1])
-                rows = plan.rows[own].tolist()
-                for row in rows:
-                    at = place[row]
-                    if not written[at]:
-                        written[at] = True
-                        size, offset = int(plan.blocks.sizes[at]), int(plan.blocks.offsets[at])
-                        tar.copy(os.pread(sources[plan.blocks.tars[at]], size, offset))
-                value = {"user": user, "id": user_id, "items": rows, "times": plan.times[own].tolist()}
+                for source, offset, size in islice(new, num_new[number]):
+                    tar.copy(os.pread(sources[source], size, offset))
+                own = slice(starts[number], starts[number + 1])
+                value = {"user": user, "id": user_id, "items": rows[own], "times": times[own]}
                 tar.add(f"{user_key(user)}.json", to_json(value))
-            return tar.finish(len(plan.users), len(place))
+            return tar.finish(len(plan.users), len(blocks.rows), repeated_bytes)
     finally:
         for source in sources:
             os.close(source)

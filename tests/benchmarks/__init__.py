@@ -1,0 +1,1 @@
+"""The measuring programs, run small: that they run, never how fast."""

@@ -162,3 +162,16 @@ def test_scores_follow_what_an_item_is_unless_given() -> None:
     assert parse_flags(["--item", "id", "--score", "dot"]).model.score_kind == "dot"
     assert parse_flags(["--item", "id", "--preset", "paper"]).model.score_kind == "dot"
     assert parse_flags(["--score", "cosine"]).model.score_kind == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--naive", "with --loss softmax: it needs --loss bce"),
+        ("--naive --loss bce --cache", "leave --cache out"),
+        ("--naive --loss bce --item id", "leave --naive out"),
+    ],
+)
+def test_naive_refuses_what_the_released_code_has_not(words: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^--naive.*{sentence}"):
+        parse_flags(words.split())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     own = words.index("--") if "--" in words else len(words)
     asked = _parser().parse_args(words[:own])
     setup_logging()
+    # contestants are ended on the way out, which the system's own way of ending would skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if asked.list:
         report.write("\n".join([*ROWS, *_STUDIES]))
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import ROOT
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.shards.build import BuildOptions, build_domain, ensure_drawn_domain
 from mmsr_pt.data.sources.synthetic import Synthetic
@@ -148,14 +149,9 @@ def drawn_domain(num_users: int, items_per_cell: int) -> Path:
 
 
 def write_ds_config(path: Path, batch: int, bf16: bool) -> Path:
-    """A DeepSpeed configuration as in ds_configs/zero2.json but for batch and precision."""
+    """A copy of ds_configs/zero2.json but for batch and precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = {
-        "train_micro_batch_size_per_gpu": batch,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": {"stage": 2},
-    }
+    config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    config |= {"train_micro_batch_size_per_gpu": batch, "bf16": {"enabled": bf16}}
     path.write_text(json.dumps(config, indent=1) + "\n")
     return path

@@ -6,16 +6,18 @@ import hashlib
 import json
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.harness import ROOT
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.shards.build import BuildOptions, build_domain, ensure_drawn_domain
-from mmsr_pt.data.sources.synthetic import Synthetic
+from mmsr_pt.data.shards.interactions import SplitRule
+from mmsr_pt.data.sources.synthetic import Synthetic, World
 from mmsr_pt.log import UserError
 
 log = logging.getLogger(__name__)
@@ -137,14 +139,32 @@ def random_vision(architecture: str) -> str:
     return f"timm:local-dir:{directory}"
 
 
+_WALKS = 4
+"""Drawn walks of a user, of at least 12 items each, so that a history of 50 and its two held-out items are full."""
+_LONGEST = 53
+
+
+class LongWalks(Synthetic):
+    """The drawn domain with several walks for a user, one after the other."""
+
+    def world(self, rng: np.random.Generator) -> World:
+        """See Synthetic."""
+        drawn = replace(self, num_users=_WALKS * self.num_users)
+        world = Synthetic.world(drawn, rng)
+        users = range(0, len(world.walks), _WALKS)
+        walks = [np.concatenate(world.walks[first : first + _WALKS])[:_LONGEST] for first in users]
+        return replace(world, walks=walks)
+
+
 def drawn_domain(num_users: int, items_per_cell: int) -> Path:
-    """A drawn domain of some size, made once."""
+    """A drawn domain of some size whose users have about 50 interactions each, made once."""
     out = WORK_DIR / "domains" / f"drawn_{num_users}_{items_per_cell}"
     if not out.exists():
         log.info("drawing %d users and %d items per style and kind", num_users, items_per_cell)
-        source = Synthetic(num_users=num_users, items_per_cell=items_per_cell)
+        source = LongWalks(num_users=num_users, items_per_cell=items_per_cell)
+        options = BuildOptions(split=SplitRule(keep_last=_LONGEST), num_workers=1)
         with tempfile.TemporaryDirectory() as scratch:
-            build_domain(source.read(Path(scratch), with_images=True), out, BuildOptions(num_workers=1))
+            build_domain(source.read(Path(scratch), with_images=True), out, options)
     return out.resolve()
 
 

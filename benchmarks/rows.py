@@ -103,13 +103,13 @@ def ranking(parts: Parts) -> Row:
         figure="users_per_s",
         unit="users/s",
         entrants={
-            "argsort": Entrant("benchmarks.ranking:argsort_per_user"),
-            "ours": Entrant("benchmarks.ranking:ours"),
-            "product": Entrant("benchmarks.ranking:bare_product"),
+            name: Entrant("benchmarks.adapters:Ranking", {"contestant": name, "num_users": 1024})
+            for name in ("argsort_per_user", "scores_per_user", "ours", "bare_product")
         },
         comparisons=[
-            Comparison("ours", "argsort", 6, None, "against argsort per user"),
-            Comparison("ours", "product", None, 0.9, "against the bare matrix product"),
+            Comparison("ours", "argsort_per_user", 6, None, "ranking"),
+            Comparison("bare_product", "scores_per_user", 15, None, "scoring alone: in blocks, bf16"),
+            Comparison("ours", "bare_product", None, 0.9, "ranking against the bare matrix product"),
         ],
     )
 
@@ -117,17 +117,23 @@ def ranking(parts: Parts) -> Row:
 def pipeline(parts: Parts) -> Row:
     """JPEG to model-ready tensor."""
     _require_module("benchmarks.pipeline", "pipeline")
-    settings = {"domain": str(parts.domain)}
+    bare, plain = "bare loop, same decoder and resize", "bare loop, Pillow"
+    alone, loader = "stream, one process", "stream, one loader process"
+    settings = {"domain": str(parts.domain), "num_batches": 6}
     return Row(
         name="pipeline",
         work="data pipeline, JPEG to model-ready tensor",
         figure="images_per_s",
         unit="images/s",
         entrants={
-            "bare": Entrant("benchmarks.pipeline:bare_loop", settings),
-            "ours": Entrant("benchmarks.pipeline:ours", settings),
+            name: Entrant("benchmarks.adapters:Pipeline", {"contestant": name, **settings})
+            for name in (bare, plain, alone, loader)
         },
-        comparisons=[Comparison("ours", "bare", 0.85, 0.95, "against a bare loop of the same decoder and resize")],
+        comparisons=[
+            Comparison(loader, bare, 0.85, 0.95, "one loader process"),
+            Comparison(alone, bare, None, None, "the training process itself"),
+            Comparison(loader, plain, None, None, "one loader process, against Pillow's resize"),
+        ],
     )
 
 
@@ -218,7 +224,7 @@ ROWS: dict[str, Callable[[Parts], Row]] = {
 }
 
 
-_TINY = {"batch": 4, "steps": 1, "settle": 0, "epochs": 1, "num_items": 4}
+_TINY = {"batch": 4, "steps": 1, "settle": 0, "epochs": 1, "num_items": 4, "num_users": 8, "num_batches": 1}
 
 
 def tiny(row: Row) -> Row:

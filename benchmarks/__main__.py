@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
+
+import torch
 
 from benchmarks import growth, quality, report
 from benchmarks.harness import Entrant, Process, measure
@@ -34,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     own = words.index("--") if "--" in words else len(words)
     asked = _parser().parse_args(words[:own])
     setup_logging()
+    if not torch.cuda.is_available():
+        # else DeepSpeed, which transformers imports to save a model, warns that it found no accelerator
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # contestants are ended on the way out, which the system's own way of ending would skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if asked.list:

@@ -83,6 +83,7 @@ def find_parts(
 
 def random_text(kind: str, titles: list[str]) -> str:
     """The name of a text tower of MiniLM's or RoBERTa-base's size with random weights, its tokenizer made of titles."""
+    import transformers
     from tokenizers import ByteLevelBPETokenizer
     from transformers import AutoModel, BertConfig, BertTokenizer, RobertaConfig, RobertaTokenizer
 
@@ -90,6 +91,7 @@ def random_text(kind: str, titles: list[str]) -> str:
     directory = (WORK_DIR / "towers" / f"{kind}-{of_titles}").resolve()
     if not (directory / "model.safetensors").is_file():
         directory.mkdir(parents=True, exist_ok=True)
+        transformers.utils.logging.disable_progress_bar()
         torch.manual_seed(0)
         config: Any
         if kind == "minilm":

@@ -40,10 +40,10 @@ def train_small(parts: Parts) -> Row:
         figure="users_per_s",
         unit="users/s",
         entrants={
-            "naive": entrant(8, False, 3, naive=True, num_workers=0),
+            "naive": entrant(8, False, 2, naive=True, num_workers=0),
             "plain": entrant(64, True, 2, settle=1),
-            "cached": entrant(64, True, 6, settle=1, cache="built", num_workers=0),
-            "cached-softmax": entrant(64, True, 6, settle=1, cache="built", num_workers=0, loss="softmax"),
+            "cached": entrant(64, True, 4, settle=1, cache="built", num_workers=0),
+            "cached-softmax": entrant(64, True, 3, settle=1, cache="built", num_workers=0, loss="softmax"),
         },
         comparisons=[
             Comparison("cached", "naive", 12, 25, "with the prefix cache, bce"),
@@ -87,8 +87,8 @@ def encode(parts: Parts) -> Row:
         figure="items_per_s",
         unit="items/s",
         entrants={
-            "plain": Entrant("benchmarks.encoding:Plain", {**towers, "num_items": 64, "batch": 32}),
-            "ours": Entrant("benchmarks.encoding:Ours", {**towers, "num_items": 256, "batch": 256, "bf16": True}),
+            "plain": Entrant("benchmarks.encoding:Plain", {**towers, "num_items": 32, "batch": 32}),
+            "ours": Entrant("benchmarks.encoding:Ours", {**towers, "num_items": 128, "batch": 128, "bf16": True}),
         },
         comparisons=[Comparison("ours", "plain", 4, 6, "bf16 against float32")],
     )
@@ -193,7 +193,7 @@ def shards(parts: Parts) -> Row:
 def memory(parts: Parts) -> Row:
     """Growth of the process during steps, at one batch."""
     small = train_small(parts).entrants
-    same = {"batch": 8, "num_workers": 0, "settle": 0, "steps": 4}
+    same = {"batch": 8, "num_workers": 0, "settle": 0, "steps": 3}
     return Row(
         name="memory",
         work="peak memory of training steps beyond the set-up, batch 8, MiniLM + EfficientNet-Lite0",

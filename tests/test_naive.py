@@ -13,6 +13,7 @@ from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.text import TinyText
+from mmsr_pt.models.tower import Activations
 from mmsr_pt.models.vision import TinyVision
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.task import NextItemTask
@@ -76,6 +77,23 @@ def test_the_loss_and_its_gradients_are_those_of_distinct_items(small_domain: Do
     for name, expected in gradients.items():
         error = torch.linalg.norm(naive_gradients[name] - expected)
         assert error <= 1e-4 * torch.linalg.norm(expected) + 1e-5, name
+
+
+def test_all_slots_go_through_the_towers_at_once_with_all_their_padding(small_domain: Domain) -> None:
+    task, preprocessor = make_task(small_domain, "bert", "test_efficientnet")
+    encoder = task.model.item_encoder
+    assert isinstance(encoder, ContentItemEncoder)
+    assert encoder.text is not None
+    shapes = []
+    prefix = encoder.text.prefix
+
+    def spy(inputs: Activations) -> Activations:
+        shapes.append(tuple(inputs.hidden.shape))
+        return prefix(inputs)
+
+    encoder.text.prefix = spy  # type: ignore[method-assign]
+    learn(small_domain, task, preprocessor, naive=True)
+    assert shapes == [(8 * 9 * 2, TITLE_TOKENS)]
 
 
 @pytest.mark.parametrize("text", ["tiny", *HF_CONFIGS])

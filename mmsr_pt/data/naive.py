@@ -4,8 +4,8 @@ That code takes a grid of B x (L + 1) x 2 slots through both towers: each sequen
 beside every position. Padding, the last negative (there is none) and repeats are encoded like anything else, and titles
 are padded to the longest allowed. Model, loss and engine stay as they are, and so does the loss.
 
-Two things differ from it in this mode's favour: a picture that occurs twice in a batch is decoded once, and the frozen
-bottom of a tower runs in the small pieces that suit a CPU's caches.
+Two things are in this mode's favour: a picture that occurs twice in a batch is decoded once, and the towers are ours,
+with whatever kernels they use.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def every_slot(batch: UserBatch, preprocessor: Preprocessor) -> UserBatch:
 
 def _items(distinct: ItemInputs, index: Tensor, is_padding: Tensor, preprocessor: Preprocessor) -> ItemInputs:
     """The item at `index` for every slot, or padding; both are [slots]."""
-    items = ItemInputs(distinct.ids[index].masked_fill(is_padding, PADDING_ID))
+    items = ItemInputs(distinct.ids[index].masked_fill(is_padding, PADDING_ID), as_one=True)
     if distinct.title_ids is not None and distinct.title_mask is not None:
         assert preprocessor.tokenizer is not None
         missing = preprocessor.title_tokens - distinct.title_ids.shape[1]

@@ -1,11 +1,11 @@
-# make demo | test | test-all | lint | format
+# make demo | test | test-all | bench | lint | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all lint format install
+.PHONY: demo test test-all bench lint format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -23,6 +23,10 @@ test: install
 
 test-all: install
 	python -m pytest -n 2
+
+# about half an hour: `make bench BENCH="--data data/hm --weights WEIGHTS --recbole PYTHON"`
+bench: install
+	python -m benchmarks $(BENCH)
 
 lint: install
 	ruff check .

@@ -1,1 +1,1 @@
-"""Measures what the toolkit claims to be fast at."""
+"""What the toolkit's speed is, measured on this machine against what it replaces: see benchmarks/README.md."""

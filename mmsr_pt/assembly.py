@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from mmsr_pt.cache import ItemCache, open_cache
 from mmsr_pt.config import ModelConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_table import ItemTable
+from mmsr_pt.data.naive import every_slot
 from mmsr_pt.data.order import StreamOrder, choose_lanes
 from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
 from mmsr_pt.data.shards.build import ensure_drawn_domain
@@ -133,4 +135,5 @@ def build_stream(
         num_workers(config, place.world_size),
         pin_memory=place.device.type == "cuda",
         complete=None if cache is None else cache.fill,
+        lay_out=functools.partial(every_slot, preprocessor=preprocessor) if config.data.naive else None,
     )

@@ -71,6 +71,8 @@ class ItemInputs(_Tensors):
     """[N, T, d] float: what the frozen bottom of the text tower made of the titles, in place of `title_ids`."""
     image_activations: Tensor | None = None
     """[N, ...] float: what the frozen bottom of the vision tower made of the pictures, in place of `images`."""
+    as_one: bool = False
+    """Encode all at once and as they are padded, for comparison (`--naive`): neither in pieces nor with titles cut."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]

@@ -120,6 +120,9 @@ class DataConfig:
     """Keep what the frozen bottoms of the towers make of each item in the domain directory, and train from that."""
     cache_dtype: Literal["run", "float32", "bfloat16", "int8"] = "run"
     """In which --cache keeps them: as the run computes, or in fewer bytes; int8 says what its rounding loses."""
+    naive: bool = False
+    """For comparison: encode every slot of a batch, padding and repeats too, as the paper's released code does; the
+    loss is the same. Needs --loss bce and no --cache."""
     pool_size: int = 128
     """P: items drawn uniformly from each domain's catalogue at every step, shared by the batch as negatives."""
 
@@ -238,6 +241,12 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.naive:
+            _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
+            _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")
+            _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
+
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
@@ -332,6 +341,6 @@ def _sentence_in_box(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rules = [number for number, line in enumerate(lines) if line.startswith("──")]
     said = " ".join(" ".join(lines[: rules[0] if rules else None]).split())
-    for part in dataclasses.fields(PretrainConfig):
-        said = said.removeprefix(f"Error parsing {part.name}: ")
+    for part in (PretrainConfig.__name__, *(part.name for part in dataclasses.fields(PretrainConfig))):
+        said = said.removeprefix(f"Error parsing {part}: ")
     return f"{said.partition(' Got errors:')[0].rstrip('.')} (--help tells what each flag takes)"

@@ -185,3 +185,16 @@ def test_a_bundle_from_before_the_common_flag_keeps_its_policies() -> None:
     del values["tune"]
     stored = from_dict(ModelConfig, values, "config.json")
     assert (stored.text_policy, stored.vision_policy) == ("top:3", "frozen")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--naive", "with --loss softmax: it needs --loss bce"),
+        ("--naive --loss bce --cache", "leave --cache out"),
+        ("--naive --loss bce --item id", "leave --naive out"),
+    ],
+)
+def test_naive_refuses_what_the_released_code_has_not(words: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^--naive.*{sentence}"):
+        parse_flags(words.split())

@@ -123,10 +123,20 @@ class TrainLoader:
         num_workers: int,
         pin_memory: bool,
         complete: Callable[[ItemInputs], ItemInputs] | None = None,
+        lay_out: Callable[[UserBatch], UserBatch] | None = None,
     ) -> None:
-        """A loader; `complete` adds to a batch's items what the stream does not read, such as cached activations."""
+        """A loader.
+
+        Args:
+            stream: of the rank.
+            num_workers: loader processes.
+            pin_memory: whether batches are to go to an accelerator.
+            complete: adds to a batch's items what the stream does not read, such as cached activations.
+            lay_out: makes another batch of a finished one.
+        """
         self._stream = stream
         self._complete = complete
+        self._lay_out = lay_out
         self._num_parts = max(num_workers, 1)
         self._pin_memory = pin_memory
         self._loader = DataLoader(
@@ -145,6 +155,8 @@ class TrainLoader:
             batch = merge(parts, self._stream.tables, self._stream.preprocessor, self._stream.max_sequence)
             if self._complete is not None:
                 batch.items = self._complete(batch.items)
+            if self._lay_out is not None:
+                batch = self._lay_out(batch)
             yield batch.pin_memory() if self._pin_memory else batch
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmsr_pt.evaluation.products import BLOCK_ITEMS, BLOCK_USERS, ProductRanker
+from mmsr_pt.evaluation.products import BLOCK_ITEMS, BLOCK_USERS, CHUNK_USERS, ProductRanker
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def ours(inputs: Inputs, ranker: ProductRanker | None = None) -> Rate:
     ready = ranker or ProductRanker(inputs.items)
 
     def rank() -> None:
-        for users, targets, seen in zip(*(part.split(BLOCK_USERS) for part in _questions(inputs))):
+        for users, targets, seen in zip(*(part.split(CHUNK_USERS) for part in _questions(inputs))):
             ready.ranks(users, targets, seen)
 
     return _rate(rank, len(inputs.users))

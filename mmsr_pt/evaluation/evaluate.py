@@ -20,7 +20,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out, training_parts
 from mmsr_pt.evaluation.metrics import mean_metrics
 from mmsr_pt.evaluation.processes import Portion, processes
-from mmsr_pt.evaluation.products import BLOCK_USERS, ProductRanker, can_rank
+from mmsr_pt.evaluation.products import CHUNK_USERS, ProductRanker, can_rank
 from mmsr_pt.evaluation.ranking import CHUNK_SCORES, Ranker, Scorer, ScoreRanker, rank_targets, target_ranks
 from mmsr_pt.evaluation.slices import SLICES
 from mmsr_pt.models.baselines.popularity import Popularity
@@ -99,7 +99,7 @@ def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch
 class CatalogueScorer:
     """Scores a catalogue by the inner product with the user vector at the last position of the history."""
 
-    chunk_users = BLOCK_USERS
+    chunk_users = CHUNK_USERS
 
     def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
         """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`."""

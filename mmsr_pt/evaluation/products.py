@@ -13,12 +13,17 @@ K blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmsr_pt.evaluation.ranking import rivals
 
+CHUNK_USERS = 1024
+"""Users ranked by one call, at best: all blocks have work then."""
 BLOCK_USERS = 512
 BLOCK_ITEMS = 2048
 """The scores of a block are then 2 MB in bfloat16: they stay in the cache until they are counted."""
@@ -78,6 +83,12 @@ class ProductRanker:
             [u] int64, 1 is the best, and [u] bool: False where the rank is not known, since numbers are not finite or
             a large part of the catalogue is about level with the target.
         """
+        blocks = [part.split(BLOCK_USERS) for part in (users, targets, seen)]
+        ranks, known = zip(*_side_by_side(self._ranks, list(zip(*blocks))))
+        return torch.cat(ranks), torch.cat(known)
+
+    @torch.no_grad()
+    def _ranks(self, users: Tensor, targets: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         wide = F.pad(users.to(self._wide), (0, self._items.shape[1] - self._width))
         level = self._scores(wide, torch.arange(len(users)), targets)
         bounds, known = self._bounds(users, level)
@@ -131,6 +142,26 @@ class ProductRanker:
             products = self._items.index_select(0, row).to(self._wide).mul_(wide.index_select(0, user))
             parts.append(products.sum(dim=1, dtype=torch.float64))
         return torch.cat(parts)
+
+
+def _side_by_side(
+    work: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], blocks: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """`work` on each block, each in a thread of its own with its share of torch's threads.
+
+    Shared among threads, each of the many short operations would wait for the slowest of them, which on a machine that
+    does something else as well takes far longer than the operation.
+    """
+    num_threads = torch.get_num_threads()
+    workers = min(len(blocks), num_threads)
+    if workers == 1:
+        return [work(*block) for block in blocks]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(num_threads // workers,)) as pool:
+            return list(pool.map(lambda block: work(*block), blocks))
+    finally:
+        # what a thread sets for itself is what later ones begin with
+        torch.set_num_threads(num_threads)
 
 
 def _within(keys: Tensor, bound: Tensor, known: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:

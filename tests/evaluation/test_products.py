@@ -119,6 +119,21 @@ def test_vectors_of_zeros_are_level_with_each_other(dtype):
     assert ranks.tolist() == [1 + 1 + 2, 1 + 1 + 2, 1 + 3]
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_blocks_of_users_are_ranked_alike_in_any_number_of_threads(monkeypatch, num_threads):
+    monkeypatch.setattr(products, "BLOCK_USERS", 4)
+    users, items, targets, seen = drawn(11, 300, 8, torch.bfloat16, seed=2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        ranks, known = ProductRanker(items).ranks(users, targets, seen)
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert known.all()
+    assert ranks.tolist() == reference(users, items, targets, seen)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e12])
 def test_size_does_not_matter(scale):
     """Down to where processors take products for 0."""

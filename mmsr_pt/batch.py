@@ -8,7 +8,7 @@ P negatives in the pool.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ class ImageSpec:
 class ItemInputs(_Tensors):
     """The content of N distinct items: what an item encoder reads. Parts a model does not use are None."""
 
+    as_one: ClassVar[bool] = False
+    """True: to be encoded at once and as padded, neither in pieces nor with titles cut (`--naive`, for comparison)."""
+
     ids: Tensor
     """[N] int64: item number = first number of its domain in this run + row in that domain's catalogue."""
     title_ids: Tensor | None = None
@@ -71,8 +74,6 @@ class ItemInputs(_Tensors):
     """[N, T, d] float: what the frozen bottom of the text tower made of the titles, in place of `title_ids`."""
     image_activations: Tensor | None = None
     """[N, ...] float: what the frozen bottom of the vision tower made of the pictures, in place of `images`."""
-    as_one: bool = False
-    """Encode all at once and as they are padded, for comparison (`--naive`): neither in pieces nor with titles cut."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]

@@ -24,6 +24,10 @@ PADDING_ID = -1
 _MID_GRAY = 128  # what normalisation with mean 0.5 takes to zero
 
 
+class _AsOne(ItemInputs):
+    as_one = True
+
+
 def every_slot(batch: UserBatch, preprocessor: Preprocessor) -> UserBatch:
     """The same users, targets and negatives, over one item for each slot instead of the distinct ones.
 
@@ -50,7 +54,7 @@ def every_slot(batch: UserBatch, preprocessor: Preprocessor) -> UserBatch:
 
 def _items(distinct: ItemInputs, index: Tensor, is_padding: Tensor, preprocessor: Preprocessor) -> ItemInputs:
     """The item at `index` for every slot, or padding; both are [slots]."""
-    items = ItemInputs(distinct.ids[index].masked_fill(is_padding, PADDING_ID), as_one=True)
+    items: ItemInputs = _AsOne(distinct.ids[index].masked_fill(is_padding, PADDING_ID))
     if distinct.title_ids is not None and distinct.title_mask is not None:
         assert preprocessor.tokenizer is not None
         missing = preprocessor.title_tokens - distinct.title_ids.shape[1]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def find_parts(
     )
 
 
-def random_text(kind: str, titles: list[str]) -> str:
+def random_text(kind: str, titles: Sequence[str]) -> str:
     """The name of a text tower of MiniLM's or RoBERTa-base's size with random weights, its tokenizer made of titles."""
     import transformers
     from tokenizers import ByteLevelBPETokenizer
@@ -117,7 +118,7 @@ def random_text(kind: str, titles: list[str]) -> str:
     return f"hf:{directory}"
 
 
-def _word_pieces(titles: list[str]) -> list[str]:
+def _word_pieces(titles: Sequence[str]) -> Sequence[str]:
     """A vocabulary with the words of the titles, and every letter for what is not among them."""
     words = {word for title in titles for word in title.lower().split() if word.isalnum()}
     letters = {letter for title in titles for letter in title.lower() if not letter.isspace()}

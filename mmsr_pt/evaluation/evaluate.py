@@ -25,6 +25,7 @@ from mmsr_pt.evaluation.ranking import CHUNK_SCORES, Ranker, Scorer, ScoreRanker
 from mmsr_pt.evaluation.slices import SLICES
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.baselines.transitions import Transitions
+from mmsr_pt.models.layer_groups import is_split
 
 if TYPE_CHECKING:
     from mmsr_pt.data.domain import Domain
@@ -69,8 +70,7 @@ def without_gradients(model: MMSRModel) -> AbstractContextManager[object]:
 
     ZeRO-3 gathers weights at every call; what was gathered in inference mode could not be trained any more.
     """
-    is_split = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    return torch.no_grad() if is_split else torch.inference_mode()
+    return torch.no_grad() if is_split(model) else torch.inference_mode()
 
 
 def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch_size: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
-from mmsr_pt.models.layer_groups import Kind, LayerGroup
+from mmsr_pt.models.layer_groups import Kind, LayerGroup, is_split
 from mmsr_pt.models.side import tuned
 from mmsr_pt.models.text import build_text_tower, text_tower_from_config
 from mmsr_pt.models.tower import Activations, Tower
@@ -114,8 +114,7 @@ class ContentItemEncoder(ItemEncoder):
         ZeRO-3 gathers weights at every call of a module, and ranks must call equally often, whatever they hold.
         """
         size = _PIECE.get(items.ids.device.type, _PIECE_ELSEWHERE)
-        is_split = any(parameter.numel() == 0 for parameter in self.parameters())
-        if is_split or len(items) <= size:
+        if is_split(self) or items.as_one or len(items) <= size:
             return [(torch.arange(len(items), device=items.ids.device), None)]
         if items.title_mask is None:
             return [(rows, None) for rows in torch.arange(len(items), device=items.ids.device).split(size)]

@@ -26,6 +26,14 @@ class LayerGroup:
     trained: bool
 
 
+def is_split(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has split the weights over the ranks, which it gathers at every call of a module.
+
+    Sizes do not tell: what it fetches ahead or keeps is whole at this moment, and not on every rank alike.
+    """
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
 def group_table(groups: Iterable[LayerGroup], model: nn.Module) -> Table:
     """Tensors and parameters of each group and whether it trains; call it before ZeRO-3 takes the weights apart."""
     table = Table(title="layer groups", title_justify="left", box=box.SIMPLE_HEAD)

@@ -49,5 +49,5 @@ def test_weights_that_zero_3_has_split_are_run_once_for_all_items(monkeypatch):
     monkeypatch.setitem(item_encoder._PIECE, "cpu", 2)
     items = items_for(model)
     assert len(model.item_encoder._pieces(items)) == 4
-    model.item_encoder.fusion.types.data = torch.empty(0)
+    model.item_encoder.fusion.types.ds_id = 0
     assert len(model.item_encoder._pieces(items)) == 1

@@ -247,17 +247,6 @@ def test_its_weights_take_the_rate_and_the_decay_of_the_rest():
     assert not any(id(p) in settings for p in model.item_encoder.text.tower.parameters())
 
 
-def test_a_prefix_in_pieces_is_the_prefix(monkeypatch):
-    for modality, name in (("text", "bert"), ("vision", "test_efficientnet")):
-        tower = make_side(modality, name)
-        whole = tower.prefix(inputs_for(tower))
-        with monkeypatch.context() as patched:
-            patched.setattr("mmsr_pt.models.tower._PIECE", 2)
-            pieces = tower.prefix(inputs_for(tower))
-        assert torch.allclose(pieces.hidden, whole.hidden, atol=1e-6)
-        assert (pieces.mask is None) == (whole.mask is None)
-
-
 def test_measuring_leaves_batch_statistics_alone():
     tower = make("vision", "test_efficientnet").train()
     before = {name: value.clone() for name, value in tower.named_buffers()}

@@ -118,7 +118,7 @@ def random_text(kind: str, titles: Sequence[str]) -> str:
     return f"hf:{directory}"
 
 
-def _word_pieces(titles: Sequence[str]) -> Sequence[str]:
+def _word_pieces(titles: Sequence[str]) -> list[str]:
     """A vocabulary with the words of the titles, and every letter for what is not among them."""
     words = {word for title in titles for word in title.lower().split() if word.isalnum()}
     letters = {letter for title in titles for letter in title.lower() if not letter.isspace()}

@@ -59,9 +59,9 @@ class ItemEncoder(nn.Module):
         return self.suffix(self.prefix(items))
 
 
-_PIECE = {"cpu": 64}
-"""Items encoded at once, by type of device: on a CPU so few that what one layer hands to the next stays in its caches,
-elsewhere as many as fill an accelerator."""
+_PIECE = {"cpu": 192}
+"""Items encoded at once, by type of device: on a CPU so few that memory of one size is used again and again, elsewhere
+as many as fill an accelerator."""
 _PIECE_ELSEWHERE = 512
 
 

@@ -20,11 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
+from mmsr_pt.models.layer_groups import is_split
 
 log = logging.getLogger(__name__)
 
 BLOCK = "block."
 """Names of groups that `top:K` counts start with this."""
+
+_PIECE = 32
+"""Items that a CPU takes through a prefix at once."""
 
 SIDE = "side"
 """Tuning policy that trains a side network beside the frozen tower, and the name of that network's group."""
@@ -159,7 +163,19 @@ class Tower(nn.Module):
         if not steps:
             return inputs
         with torch.no_grad():
+            if self._in_pieces(inputs):
+                hidden = inputs.hidden.split(_PIECE)
+                masks = [None] * len(hidden) if inputs.mask is None else inputs.mask.split(_PIECE)
+                done = [self._run(steps, Activations(*piece)).hidden for piece in zip(hidden, masks)]
+                return Activations(torch.cat(done), inputs.mask)
             return self._run(steps, inputs)
+
+    def _in_pieces(self, inputs: Activations) -> bool:
+        """On a CPU small pieces stay in its caches, which makes convolutions without gradients twice as fast.
+
+        Not where ZeRO-3 has split the weights: it gathers them in every call, and ranks must call equally often.
+        """
+        return inputs.hidden.device.type == "cpu" and len(inputs.hidden) > _PIECE and not is_split(self)
 
     def suffix(self, activations: Activations) -> Activations:
         """The trained steps: [N, T, d] with its mask, or [N, V, d]."""

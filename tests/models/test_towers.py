@@ -227,3 +227,17 @@ def test_as_many_blocks_as_there_are_leave_the_embeddings_frozen():
     tower = make("text", "bert")
     tower.tune("top:3")
     assert tower.trained_groups == {"block.0", "block.1", "block.2"}
+
+
+@pytest.mark.parametrize(("modality", "name"), [("text", "bert"), ("vision", "test_efficientnet")])
+def test_a_prefix_in_pieces_is_the_prefix(modality, name, monkeypatch):
+    tower = make(modality, name)
+    tower.tune("top:1")
+    inputs = inputs_for(tower)
+    whole = tower.prefix(inputs).hidden
+    monkeypatch.setattr("mmsr_pt.models.tower._PIECE", 2)
+    sizes = []
+    run = tower._run
+    monkeypatch.setattr(tower, "_run", lambda steps, piece: sizes.append(len(piece.hidden)) or run(steps, piece))
+    assert torch.allclose(tower.prefix(inputs).hidden, whole, atol=1e-6)
+    assert sizes == [2, 1]

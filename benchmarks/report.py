@@ -63,17 +63,25 @@ def add_limits(result: dict[str, Any], rates: dict[str, float]) -> None:
     """Adds to a row, for every contestant with counted operations, what these need at the machine's rates.
 
     limits: flops (operations of a unit), seconds (that these need for a unit), share (of that limit which was reached).
+    Rows whose figure is no speed get none.
     """
     result["rates"] = rates
     result["limits"] = {}
+    if not _is_time(result) and not result["unit"].endswith("/s"):
+        return
     for name, work in result["flops"].items():
         seconds = seconds_at(rates, work["flops"]) / work["units"]
         reached = statistics.median(run[result["figure"]] for run in result["figures"][name])
         result["limits"][name] = {
             "flops": sum(work["flops"].values()) / work["units"],
             "seconds": seconds,
-            "share": reached * seconds,
+            "share": seconds / reached if _is_time(result) else reached * seconds,
         }
+
+
+def _is_time(result: dict[str, Any]) -> bool:
+    """Whether the figure is the seconds of a unit, and not units a second."""
+    return result["unit"].startswith("s/")
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -97,7 +105,7 @@ def _line(row: dict[str, Any], comparison: dict[str, Any]) -> tuple[str, ...]:
         _target(comparison["at_least"]),
         _target(comparison["aim"]),
         verdict(comparison),
-        f"{amount(1 / limit['seconds'])} {row['unit']}" if limit else "",
+        f"{amount(limit['seconds'] if _is_time(row) else 1 / limit['seconds'])} {row['unit']}" if limit else "",
         f"{limit['share']:.0%}" if limit else "",
     )
 

@@ -152,6 +152,11 @@ class IdTraining(Training):
         figures = super().run()
         return {**figures, "epoch_s": figures["step_s"] * self.steps_per_epoch}
 
+    def work(self) -> dict[str, Any]:
+        """Operations of an epoch."""
+        step = super().work()["flops"]
+        return {"units": 1, "flops": {kind: flops * self.steps_per_epoch for kind, flops in step.items()}}
+
 
 def stand_in_cache(
     model: MMSRModel, preprocessor: Preprocessor, domain: Domain, dtype: torch.dtype, directory: Path

@@ -29,7 +29,7 @@ def result(ratio: float, at_least: float | None = 2, aim: float | None = 4) -> d
     return {
         "work": "toys",
         "figure": "speed",
-        "unit": "1/s",
+        "unit": "items/s",
         "figures": {"ours": [{"speed": 20.0}, {"speed": 30.0}, {"speed": 40.0}]},
         "flops": {"ours": {"units": 4, "flops": {"matmul float32": 200.0, "conv bfloat16": 600.0}}},
         "comparisons": [comparison],
@@ -45,8 +45,32 @@ def test_the_share_of_the_limit() -> None:
     assert limit["flops"] == 200
     assert limit["share"] == pytest.approx(0.15)
     line = report.table({"toys": found}).splitlines()[2]
-    cells = ["toys: both told", "30 1/s", "10 (theirs)", "3.00 x", "2.50-3.50", "2 x", "4 x", "yes", "200 1/s", "15%"]
+    cells = [
+        "toys: both told",
+        "30 items/s",
+        "10 (theirs)",
+        "3.00 x",
+        "2.50-3.50",
+        "2 x",
+        "4 x",
+        "yes",
+        "200 items/s",
+        "15%",
+    ]
     assert [cell.strip() for cell in line.strip("|").split("|")] == cells
+
+
+def test_the_limit_of_seconds_is_less_and_bytes_have_none() -> None:
+    rates = {"matmul float32": 2e4, "conv bfloat16": 6e4}
+    timed = {**result(3.0), "unit": "s/epoch"}
+    report.add_limits(timed, rates)
+    # a unit needs 0.005 s and took 30 s
+    assert timed["limits"]["ours"]["share"] == pytest.approx(0.005 / 30)
+    assert "| 0.005 s/epoch | 0% |" in report.table({"toys": timed})
+    weighed = {**result(3.0), "unit": "bytes"}
+    report.add_limits(weighed, rates)
+    assert weighed["limits"] == {}
+    assert report.table({"toys": weighed}).endswith("|  |  |")
 
 
 @pytest.mark.parametrize(

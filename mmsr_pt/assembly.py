@@ -24,7 +24,7 @@ from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.text import check_text_name
 from mmsr_pt.training.distributed import rank
-from mmsr_pt.training.ds_config import precision
+from mmsr_pt.training.ds_config import precision, zero_stage
 from mmsr_pt.training.launch import DistInfo
 
 
@@ -64,6 +64,15 @@ def num_workers(config: PretrainConfig, world_size: int) -> int:
         return 0  # nothing to decode: handing batches over would cost more than making them
     spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or world_size) - 1
     return next((workers for workers in (4, 2, 1) if workers <= spare), 0)
+
+
+def check_together(config: PretrainConfig, ds_config: Mapping[str, Any]) -> None:
+    """Raises UserError where flags and the DeepSpeed configuration do not go together."""
+    if config.model.recompute and zero_stage(ds_config) == 3:
+        raise UserError(
+            "--recompute runs modules again in the backward pass, when ZeRO stage 3 has taken their weights apart: "
+            "leave it out, or use a --ds_config of stage 2"
+        )
 
 
 def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:

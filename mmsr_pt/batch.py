@@ -114,8 +114,8 @@ class UserBatch(_Tensors):
     """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
 
     items: ItemInputs
-    """Every item that `sequence` or `negatives` points to, and the pool, once each and ascending; with `shared`, those
-    that this rank encodes."""
+    """Every item that `sequence` or `negatives` points to and, without `negatives`, the pool, once each and ascending;
+    with `shared`, those that this rank encodes."""
     sequence: Tensor
     """[B, L + 1] int64: index into `items`; inputs are [:, :-1], targets [:, 1:]. Padding holds 0."""
     mask: Tensor

@@ -52,8 +52,10 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout of the sequence encoder and the fusion, in [0, 1)."""
     attention_dropout: float = 0.0
-    """Dropout of attention probabilities in every part, pretrained towers included, in [0, 1) (the paper: 0.1). Above 0
-    a CPU leaves its fused attention kernel, which takes several times as long."""
+    """Dropout of attention probabilities in every part, pretrained towers included, in [0, 1) (the paper: 0.1)."""
+    recompute: bool = False
+    """Save memory in training: what the trained parts of towers and fusion compute on the way is not kept for the
+    backward pass but computed again there (gradient checkpointing), a few items at a time; not at ZeRO stage 3."""
     max_history: int = 20
     """L: the newest items of a history that the sequence encoder reads."""
     title_tokens: int = 50

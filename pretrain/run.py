@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from mmsr_pt.assembly import build_cache, build_model, build_order, build_stream, open_domains
+from mmsr_pt.assembly import build_cache, build_model, build_order, build_stream, check_together, open_domains
 from mmsr_pt.config import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
 from mmsr_pt.run_dir import choose, record, require_space
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     place = init_distributed()
     setup_logging(place.rank)
     ds_config = read_ds_config(config.run.ds_config, place.world_size)
+    check_together(config, ds_config)
 
     # everything that can be wrong is found before anything is written
     domains = open_domains(config)

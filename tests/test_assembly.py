@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmsr_pt import assembly
-from mmsr_pt.assembly import build_model, build_order, build_stream, num_workers, open_domains
+from mmsr_pt.assembly import build_model, build_order, build_stream, check_together, num_workers, open_domains
 from mmsr_pt.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
@@ -133,3 +133,11 @@ def test_nothing_is_looked_up_under_a_name_that_is_none(
     monkeypatch.setattr(assembly, "tokenizer_for", lambda *_: pytest.fail("looked for a tokenizer"))
     with pytest.raises(UserError, match=r"--text|unknown text tower"):
         build_model(ModelConfig(text=name), [small_domain])
+
+
+def test_recompute_is_refused_at_stage_3() -> None:
+    config = PretrainConfig(model=ModelConfig(recompute=True))
+    check_together(config, {"zero_optimization": {"stage": 2}})
+    check_together(PretrainConfig(), {"zero_optimization": {"stage": 3}})
+    with pytest.raises(UserError, match="--recompute .* use a --ds_config of stage 2"):
+        check_together(config, {"zero_optimization": {"stage": 3}})

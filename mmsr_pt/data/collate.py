@@ -149,6 +149,12 @@ def merge(
     """
     all_ids = np.concatenate([part.ids for part in parts])
     ids, first = np.unique(all_ids, return_index=True)
+    with_negatives = parts[0].negatives is not None
+    if with_negatives:
+        # what of the pool nobody drew is nobody's negative: it need not be encoded (an encoder needs one item at least)
+        wanted = [numbers for part in parts for numbers in (*part.sequences, *(part.negatives or ()))]
+        is_wanted = np.isin(ids, np.concatenate(wanted)) | (np.arange(len(ids)) == 0)
+        ids, first = ids[is_wanted], first[is_wanted]
     users = np.concatenate([part.users for part in parts])
     sequence = np.zeros((len(users), max_sequence), dtype=np.int64)
     mask = np.zeros((len(users), max_sequence), dtype=bool)
@@ -156,7 +162,6 @@ def merge(
     for row, numbers in enumerate(numbers for part in parts for numbers in part.sequences):
         sequence[row, : len(numbers)] = np.searchsorted(ids, numbers)
         mask[row, : len(numbers)] = True
-    with_negatives = parts[0].negatives is not None
     if with_negatives:
         for row, numbers in enumerate(numbers for part in parts for numbers in part.negatives or ()):
             negatives[row, : len(numbers)] = np.searchsorted(ids, numbers)
@@ -189,11 +194,14 @@ def _item_inputs(parts: Sequence[Part], ids: np.ndarray, first: np.ndarray, prep
         titles = [title for part in parts for title in part.titles or ()]
         title_ids, title_mask = preprocessor.pad([titles[i] for i in first])
     images = parts[0].images
-    if images is not None and len(parts) > 1:
+    if images is not None and (len(parts) > 1 or len(ids) < len(images)):
         shape = (len(ids), *images.shape[1:])
         images = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
         for part in parts:
             assert part.images is not None
             # each pixel is copied once; what two parts hold alike is written twice
-            images.index_copy_(0, torch.from_numpy(np.searchsorted(ids, part.ids)), part.images)
+            held = np.flatnonzero(np.isin(part.ids, ids))
+            places = torch.from_numpy(np.searchsorted(ids, part.ids[held]))
+            pixels = part.images if len(held) == len(part.ids) else part.images[torch.from_numpy(held)]
+            images.index_copy_(0, places, pixels)
     return ItemInputs(torch.from_numpy(ids), title_ids, title_mask, images)

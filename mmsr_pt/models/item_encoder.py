@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
@@ -63,13 +64,32 @@ _PIECE = {"cpu": 192}
 """Items encoded at once, by type of device: on a CPU so few that memory of one size is used again and again, elsewhere
 as many as fill an accelerator."""
 _PIECE_ELSEWHERE = 512
+_RECOMPUTED_PIECES = 4
+"""How much smaller pieces are where only one at a time is in memory."""
 
 
 class ContentItemEncoder(ItemEncoder):
     """Titles, images or both: towers, a projection of their tokens to the width D, then fusion or a plain mean."""
 
-    def __init__(self, text: Tower | None, vision: VisionTower | None, fusion: Fusion | None, width: int) -> None:
+    def __init__(
+        self,
+        text: Tower | None,
+        vision: VisionTower | None,
+        fusion: Fusion | None,
+        width: int,
+        recompute: bool = False,
+    ) -> None:
+        """An encoder of these parts.
+
+        Args:
+            text: None: titles are not read.
+            vision: None: pictures are not read.
+            fusion: of both towers' tokens.
+            width: D.
+            recompute: keep nothing of the suffix for the backward pass but what goes in.
+        """
         super().__init__()
+        self.recompute = recompute
         assert (fusion is not None) == (text is not None and vision is not None)
         self.text, self.vision, self.fusion = text, vision, fusion
         self.text_projection = None if text is None else _projection(text.out_dim, width)
@@ -102,18 +122,23 @@ class ContentItemEncoder(ItemEncoder):
         """[N, D], encoded in pieces of titles of like length, so that little of what is computed is padding."""
         pieces = self._pieces(items)
         if len(pieces) == 1:
-            return self.suffix(self.prefix(items))
-        vectors = [self.suffix(self.prefix(_trimmed(items.select(rows), longest))) for rows, longest in pieces]
+            return self._trained(self.prefix(items))
+        vectors = [self._trained(self.prefix(_trimmed(items.select(rows), longest))) for rows, longest in pieces]
         places = torch.empty_like(items.ids)
         places[torch.cat([rows for rows, _ in pieces])] = torch.arange(len(items), device=places.device)
         return F.embedding(places, torch.cat(vectors))
+
+    def _trained(self, activations: ItemActivations) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.suffix, activations, use_reentrant=False)
+        return self.suffix(activations)
 
     def _pieces(self, items: ItemInputs) -> list[tuple[Tensor, int | None]]:
         """(rows, tokens of the longest title among them) of each piece; one piece of all items where that must be.
 
         ZeRO-3 gathers weights at every call of a module, and ranks must call equally often, whatever they hold.
         """
-        size = _PIECE.get(items.ids.device.type, _PIECE_ELSEWHERE)
+        size = _PIECE.get(items.ids.device.type, _PIECE_ELSEWHERE) // (_RECOMPUTED_PIECES if self.recompute else 1)
         if is_split(self) or items.as_one or len(items) <= size:
             return [(torch.arange(len(items), device=items.ids.device), None)]
         if items.title_mask is None:
@@ -239,4 +264,4 @@ def _assemble(
     text = None if text is None else tuned(text, config.text_policy, config.width)
     vision = None if vision is None else tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
-    return ContentItemEncoder(text, vision, fused, config.width)
+    return ContentItemEncoder(text, vision, fused, config.width, config.recompute)

@@ -111,8 +111,20 @@ def test_resumed_in_the_middle_of_an_epoch_the_stream_goes_on_where_it_was(small
     assert steps([small_domain], 1, 0, 1, count - 2, with_negatives=True, first_step=2) == whole[2:]
 
 
-def test_items_of_a_batch_are_distinct_and_hold_their_own_content(small_domain: Domain) -> None:
-    batch = next(batches([small_domain], workers=2))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_the_pool_only_what_is_somebodys_negative_is_there_to_be_encoded(small_domain: Domain, workers: int) -> None:
+    for batch in itertools.islice(batches([small_domain], workers=workers, with_negatives=True), 4):
+        wanted = torch.cat([batch.sequence[batch.mask], batch.negatives[batch.targets]]).unique()
+        assert set(range(len(batch.items))) - set(wanted.tolist()) <= {0}, "all but, at most, the first"
+    with_pool = next(batches([small_domain], workers=workers))
+    assert len(with_pool.items) > len(with_pool.sequence[with_pool.mask].unique()), "softmax takes all of the pool"
+
+
+@pytest.mark.parametrize(("workers", "with_negatives"), [(2, False), (0, True), (2, True)])
+def test_items_of_a_batch_are_distinct_and_hold_their_own_content(
+    small_domain: Domain, workers: int, with_negatives: bool
+) -> None:
+    batch = next(batches([small_domain], workers=workers, with_negatives=with_negatives))
     ids = batch.items.ids
     assert len(ids.unique()) == len(ids)
     preprocessor = Preprocessor(

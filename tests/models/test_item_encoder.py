@@ -29,6 +29,25 @@ def test_pieces_give_the_vectors_and_gradients_of_the_whole(name, size, monkeypa
         torch.testing.assert_close(found_gradients[parameter], gradient, atol=1e-4, rtol=1e-3, msg=parameter)
 
 
+@pytest.mark.parametrize("name", ["mmsr", "text only"])
+def test_what_is_computed_again_gives_the_same_gradients_dropout_included(name, monkeypatch):
+    monkeypatch.setattr(item_encoder, "_RECOMPUTED_PIECES", 1)
+    monkeypatch.setitem(item_encoder._PIECE, "cpu", 3)
+    found = []
+    for recompute in (False, True):
+        model = build(name, recompute=recompute).train()
+        torch.manual_seed(1)
+        calls = []
+        suffix = model.item_encoder.suffix
+        model.item_encoder.suffix = lambda activations, run=suffix, calls=calls: calls.append(None) or run(activations)
+        found.append((*encode(model, items_for(model)), len(calls)))
+    (kept, gradients, once), (again, same, twice) = found
+    assert twice == 2 * once
+    torch.testing.assert_close(again, kept)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(same[parameter], gradient, msg=parameter)
+
+
 def test_a_piece_is_as_wide_as_its_longest_title(monkeypatch):
     model = build("text only")
     items = items_for(model, padded_to=8)

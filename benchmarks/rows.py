@@ -68,8 +68,9 @@ def train_base(parts: Parts) -> Row:
         unit="users/s",
         entrants={
             "naive": entrant(1, False, 1, naive=True),
-            "plain": entrant(16, True, 1),
-            "cached": entrant(16, True, 2, cache="stand-in"),
+            # two negatives a user to draw from, as at batch 64 by default
+            "plain": entrant(16, True, 1, pool_size=32),
+            "cached": entrant(16, True, 2, cache="stand-in", pool_size=32),
         },
         comparisons=[
             Comparison("cached", "naive", 20, 40, "with the prefix cache, bce"),

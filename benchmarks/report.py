@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(memory / 1e9, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _is_changed() else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -41,6 +41,10 @@ def machine() -> dict[str, Any]:
 def _lines(path: str) -> list[str]:
     file = Path(path)
     return file.read_text().splitlines() if file.is_file() else []
+
+
+def _is_changed() -> bool:
+    return bool(_git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}"))
 
 
 def _git(*words: str) -> str:
@@ -85,7 +89,7 @@ def _is_time(result: dict[str, Any]) -> bool:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The rows as a Markdown table in the form of the issue, each line a comparison."""
+    """The rows as a Markdown table, each line a comparison."""
     head = ("work", "ours", "against", "ratio", "min-max", "at least", "aim", "reached", "limit", "share of it")
     lines = [head, ("---",) * len(head)]
     for row in rows.values():

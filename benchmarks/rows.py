@@ -195,6 +195,8 @@ def memory(parts: Parts) -> Row:
     """Growth of the process during steps, at one batch."""
     small = train_small(parts).entrants
     same = {"batch": 8, "num_workers": 0, "settle": 0, "steps": 3}
+    cached = small["cached"].settings
+    small["recomputed"] = Entrant(_TRAINING, {**cached, "model": {**cached["model"], "recompute": True}})
     return Row(
         name="memory",
         work="peak memory of training steps beyond the set-up, batch 8, MiniLM + EfficientNet-Lite0",
@@ -204,11 +206,12 @@ def memory(parts: Parts) -> Row:
         fresh=True,
         entrants={
             name: replace(small[name], settings={**small[name].settings, **same})
-            for name in ("naive", "plain", "cached")
+            for name in ("naive", "plain", "cached", "recomputed")
         },
         comparisons=[
             Comparison("cached", "naive", 4, None, "with the prefix cache"),
             Comparison("plain", "naive", 4, None, "without"),
+            Comparison("recomputed", "naive", 4, None, "with the cache and --recompute"),
         ],
     )
 

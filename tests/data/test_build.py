@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def reference_split(
     rows: list[Interaction], min_interactions: int = 5, keep_last: int = 23
 ) -> dict[str, tuple[list[Event], Event, Event]]:
-    """By user: training part, validation target, test target; the rule of the issue, one row at a time."""
+    """By user: training part, validation target, test target; by the rule, one row at a time."""
     events: dict[str, list[Event]] = defaultdict(list)
     for user, item, time in rows:
         event = (item, int(str(time)))

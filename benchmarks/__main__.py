@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if "growth" in asked.names:
         growth.study(asked.out, asked.repetitions or 5)
     if "quality" in asked.names:
-        quality.study(asked.data, asked.weights, asked.seeds, asked.out, words[own + 1 :])
+        quality.study(asked.data, asked.weights, asked.seeds, asked.out, words[own + 1 :], asked.settings)
     rows = [name for name in asked.names if name in ROWS] or ([] if asked.names else list(ROWS))
     if rows:
         parts = find_parts(asked.data, asked.weights, asked.text, asked.vision, asked.recbole)
@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, help="rounds in place of each row's own number")
     parser.add_argument("--tiny", action="store_true", help="little work, once: shows that rows run, measures nothing")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each setting, for quality")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=quality.DEFAULT,
+        metavar="SETTING",
+        help="for quality: " + ", ".join(quality.SETTINGS),
+    )
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="JSON file to put the figures in")
     return parser
 

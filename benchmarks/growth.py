@@ -32,7 +32,7 @@ HISTORIES = (5, 10, 20, 35, 50)
 ITEMS_PER_CELL = (3, 12, 48)
 RANKS = (1, 2)
 _USERS = 400
-_RANK_BATCH, _RANK_STEPS, _RANK_LOG = 32, 30, 5
+_RANK_BATCH, _RANK_STEPS, _RANK_LOG = 32, 16, 2
 PICTURE = ROOT / "benchmarks" / "growth.png"
 
 

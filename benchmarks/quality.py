@@ -1,6 +1,6 @@
-"""What the fast way costs in accuracy: the cached bf16 run against the plain float32 one, over several seeds.
+"""What a fast way costs in accuracy: the same training in several settings, over several seeds.
 
-    python -m benchmarks quality --data data/hm --weights WEIGHTS --seeds 5 -- --lr 1e-3 --score cosine
+    python -m benchmarks quality --data data/hm --weights WEIGHTS --settings plain cached -- --lr 1e-3 --score cosine
 
 What follows a lone -- goes to every run of pretrain/run.py. Takes hours, so `make bench` leaves it out; runs that are
 finished are kept under data/bench/quality and not repeated.
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,30 @@ from benchmarks.harness import ROOT
 from benchmarks.parts import WORK_DIR, find_parts, write_ds_config
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
+from mmsr_pt.registry import unknown_name
 
 log = logging.getLogger(__name__)
 
 METRICS = ("HR@10", "NDCG@10")
-SETTINGS = {"plain float32": (False, []), "cached bf16": (True, ["--cache"])}
-"""Name -> (bf16, flags of its own)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run the same training."""
+
+    bf16: bool
+    """Else float32."""
+    flags: tuple[str, ...] = ()
+    """Of its own."""
+
+
+SETTINGS = {
+    "plain": Setting(bf16=False),
+    "cached": Setting(bf16=True, flags=("--cache",)),
+    "cached-float32": Setting(bf16=False, flags=("--cache",)),
+    "side": Setting(bf16=True, flags=("--cache", "--tune", "side")),
+}
+DEFAULT = ("plain", "cached")
 _BATCH = 64
 
 
@@ -38,6 +57,7 @@ def study(
     seeds: int,
     out: Path,
     others: Sequence[str] = (),
+    settings: Sequence[str] = DEFAULT,
     directory: Path = WORK_DIR,
 ) -> dict[str, Any]:
     """Runs what is not there yet, then files and prints the comparison.
@@ -48,46 +68,53 @@ def study(
         seeds: runs of each setting.
         out: JSON file to put the figures in.
         others: flags for every run.
+        settings: names of SETTINGS; all are compared with the first.
         directory: where the runs are kept.
 
     Raises:
-        UserError: a run failed.
+        UserError: an unknown setting, or a run failed.
     """
+    for name in settings:
+        if name not in SETTINGS:
+            raise unknown_name("setting", name, SETTINGS)
     parts = find_parts(data, weights, None, None, None)
     domain = Domain.load(parts.domain)
     same = ["--data", str(parts.domain), "--text", parts.text, "--vision", parts.vision, *others]
     # other flags are other runs
     runs = directory / "quality" / f"{domain.name}-{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]}"
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     for seed in range(seeds):
-        for name, (bf16, own) in SETTINGS.items():
-            run_dir = (runs / f"{name.replace(' ', '-')}-{seed}").resolve()
+        for name in settings:
+            run_dir = (runs / f"{name}-{seed}").resolve()
             if _test_line(run_dir) is None:
                 log.info("%s: %s, seed %d of %d", domain.name, name, seed, seeds)
-                _run([*same, *own, "--seed", str(seed), "--run_dir", str(run_dir)], bf16, runs / "logs")
+                own = SETTINGS[name].flags
+                flags = [*same, *own, "--seed", str(seed), "--run_dir", str(run_dir)]
+                _run(flags, SETTINGS[name].bf16, runs / "logs")
             line = _test_line(run_dir)
             assert line is not None, f"{run_dir} ended well without a test line"
-            found[name].append({metric: line[metric] for metric in METRICS})
+            found[name].append({**{metric: line[metric] for metric in METRICS}, "users_per_s": _users_per_s(run_dir)})
             log.info("%s, seed %d: %s", name, seed, found[name][-1])
-    result = {"domain": domain.name, "flags": list(others), "runs": found, **summary(found)}
-    report.keep(out, "quality", domain.name, result)
+    result = {"domain": domain.name, "flags": list(others), "runs": found, "summary": summary(found)}
+    report.keep(out, "quality", " ".join([domain.name, *settings, *others]), result)
     report.write(_table(domain.name, result))
     return result
 
 
-def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """By metric: mean and standard deviation over the seeds for both settings, and the same of their differences."""
-    plain, fast = found.values()
-    names = [*found, "difference"]
-    described: dict[str, Any] = {}
+def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """By metric: mean and standard deviation over the seeds of each setting, and of how it differs from the first."""
+    first, *others = found
+    described: dict[str, dict[str, dict[str, float]]] = {}
     for metric in METRICS:
-        series = [[run[metric] for run in runs] for runs in (plain, fast)]
-        series.append([after - before for before, after in zip(*series, strict=True)])
+        series = {name: [run[metric] for run in runs] for name, runs in found.items()}
+        for name in others:
+            pairs = zip(series[first], series[name], strict=True)
+            series[f"{name} - {first}"] = [after - before for before, after in pairs]
         described[metric] = {
             name: {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
-            for name, values in zip(names, series)
+            for name, values in series.items()
         }
-    return {"summary": described}
+    return described
 
 
 def _run(flags: list[str], bf16: bool, logs: Path) -> None:
@@ -108,17 +135,27 @@ def _run(flags: list[str], bf16: bool, logs: Path) -> None:
 
 def _test_line(run_dir: Path) -> dict[str, Any] | None:
     """The line of the model on all test users, where the run has got so far."""
-    file = run_dir / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     wanted = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
-    return next((line for line in lines if wanted.items() <= line.items()), None)
+    return next((line for line in _lines(run_dir) if wanted.items() <= line.items()), None)
+
+
+def _users_per_s(run_dir: Path) -> float:
+    """The median of what the run's log lines say."""
+    return statistics.median(line["users_per_s"] for line in _lines(run_dir) if line["event"] == "train")
+
+
+def _lines(run_dir: Path) -> list[dict[str, Any]]:
+    file = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def _table(name: str, result: dict[str, Any]) -> str:
     seeds = len(next(iter(result["runs"].values())))
-    lines = [f"| {name}, {seeds} seeds, percent | {' | '.join(METRICS)} |", "| --- " * (1 + len(METRICS)) + "|"]
+    head = [f"{name}, {seeds} seeds", *(f"{metric} in percent" for metric in METRICS), "users/s"]
+    lines = [head, ["---"] * len(head)]
     for row in result["summary"][METRICS[0]]:
         cells = [result["summary"][metric][row] for metric in METRICS]
         shown = (f"{100 * cell['mean']:.2f} ± {100 * cell['std']:.2f}" for cell in cells)
-        lines.append(f"| {row} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+        speeds = [run["users_per_s"] for run in result["runs"].get(row, ())]
+        lines.append([row, *shown, report.amount(statistics.median(speeds)) if speeds else ""])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

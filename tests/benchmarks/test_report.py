@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks import quality, report
 from benchmarks.__main__ import main
-from benchmarks.quality import SETTINGS, summary
+from benchmarks.quality import summary
 from benchmarks.rows import ROWS
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.log import UserError
 
 
 def result(ratio: float, at_least: float | None = 2, aim: float | None = 4) -> dict[str, Any]:
@@ -125,13 +126,13 @@ def test_an_unknown_row_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_difference_is_taken_seed_by_seed() -> None:
     plain = [{"HR@10": 0.10, "NDCG@10": 0.05}, {"HR@10": 0.14, "NDCG@10": 0.07}]
     fast = [{"HR@10": 0.11, "NDCG@10": 0.05}, {"HR@10": 0.11, "NDCG@10": 0.05}]
-    found = summary(dict(zip(SETTINGS, (plain, fast))))["summary"]["HR@10"]
-    assert found["plain float32"]["mean"] == pytest.approx(0.12)
-    assert found["plain float32"]["std"] == pytest.approx(0.02 * 2**0.5)
-    assert found["cached bf16"] == pytest.approx({"mean": 0.11, "std": 0})
+    found = summary({"plain": plain, "cached": fast})["HR@10"]
+    assert found["plain"]["mean"] == pytest.approx(0.12)
+    assert found["plain"]["std"] == pytest.approx(0.02 * 2**0.5)
+    assert found["cached"] == pytest.approx({"mean": 0.11, "std": 0})
     # 0.01 and -0.03
-    assert found["difference"]["mean"] == pytest.approx(-0.01)
-    assert found["difference"]["std"] == pytest.approx(0.02 * 2**0.5)
+    assert found["cached - plain"]["mean"] == pytest.approx(-0.01)
+    assert found["cached - plain"]["std"] == pytest.approx(0.02 * 2**0.5)
 
 
 def test_runs_that_are_finished_are_not_run_again(
@@ -146,7 +147,9 @@ def test_runs_that_are_finished_are_not_run_again(
         run_dir.mkdir(parents=True)
         line = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all", "HR@10": 0.1, "NDCG@10": 0.05}
         before = {**line, "split": "valid", "HR@10": 0.9}
-        (run_dir / "metrics.jsonl").write_text(json.dumps(before) + "\n" + json.dumps(line) + "\n")
+        trained = [{"event": "train", "users_per_s": speed} for speed in (1, 9, 8)]
+        lines = [*trained, before, line]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     monkeypatch.setattr(quality, "find_parts", lambda data, *_: parts_of(data))
     monkeypatch.setattr(quality, "_run", run)
@@ -156,7 +159,12 @@ def test_runs_that_are_finished_are_not_run_again(
     assert len(ran) == len(set(ran)) == 4
     quality.study(small_domain.path, None, 2, tmp_path / "results.json", ["--lr", "1e-3"], directory=tmp_path)
     assert len(ran) == len(set(ran)) == 8
-    assert first["runs"]["plain float32"] == [{"HR@10": 0.1, "NDCG@10": 0.05}]
+    assert first["runs"]["plain"] == [{"HR@10": 0.1, "NDCG@10": 0.05, "users_per_s": 8}]
+
+
+def test_an_unknown_setting_is_named(small_domain: Domain, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'cached'"):
+        quality.study(small_domain.path, None, 1, tmp_path / "results.json", settings=["cache"], directory=tmp_path)
 
 
 def parts_of(data: Path) -> Any:

@@ -40,5 +40,6 @@ class Pipeline:
         self._load: Callable[[], float] = pipeline.contestants(Domain.load(domain), settings)[contestant]
 
     def run(self) -> dict[str, float]:
-        """Returns: images_per_s."""
+        """Returns: images_per_s, of a second time."""
+        self._load()
         return {"images_per_s": self._load()}

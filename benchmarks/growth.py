@@ -151,8 +151,9 @@ def _ranks(domain: Path, model: dict[str, str], ranks: Sequence[int], repetition
 
 def _launch(domain: Path, model: dict[str, str], num_ranks: int) -> float:
     """Median users a second of a run with --cache, its first log lines left out."""
-    run_dir = WORK_DIR / "runs" / f"ranks_{num_ranks}_{os.getpid()}"
-    ds_config = write_ds_config(WORK_DIR / "growth_ds_config.json", _RANK_BATCH, bf16=True)
+    # pretrain/run.py runs in the checkout, wherever this was started
+    run_dir = WORK_DIR.resolve() / "runs" / f"ranks_{num_ranks}_{os.getpid()}"
+    ds_config = write_ds_config(WORK_DIR.resolve() / "growth_ds_config.json", _RANK_BATCH, bf16=True)
     steps, log_every = str(_RANK_STEPS), str(_RANK_LOG)
     flags = ["--ds_config", ds_config, "--data", domain, "--run_dir", run_dir, "--cache", "--num_workers", "0"]
     flags += ["--text", model["text"], "--vision", model["vision"], "--steps", steps, "--log_every", log_every]

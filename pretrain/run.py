@@ -20,7 +20,7 @@ from mmsr_pt.trainer import Trainer
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.engine import Engine
-from mmsr_pt.training.launch import init_distributed, strip_local_rank
+from mmsr_pt.training.launch import end_process, init_distributed, strip_local_rank
 from mmsr_pt.training.optim import param_groups
 from mmsr_pt.training.task import NextItemTask
 
@@ -57,3 +57,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process()

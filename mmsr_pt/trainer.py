@@ -1,57 +1,38 @@
-"""The training loop: steps, log lines, evaluations, checkpoints, the best bundle, early stopping, the final table."""
+"""The training loop: steps, log lines, checkpoints; when to validate, and when to stop."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mmsr_pt.background import BackgroundEvaluation
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.cache import ItemCache
-from mmsr_pt.card import CARD_FILE, model_card
 from mmsr_pt.config import PretrainConfig
-from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample
-from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, encode_catalogue, evaluate, evaluate_baselines
-from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
-from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.run_dir import BUNDLE, MetricsLog, write_bundle
+from mmsr_pt.run_dir import MetricsLog
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
-from mmsr_pt.training.distributed import barrier, sum_over_ranks, world_size
+from mmsr_pt.training.distributed import sum_over_ranks, world_size
 from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import learning_rate_factor
 from mmsr_pt.training.sharing import share_items, sharing_report
+from mmsr_pt.validation import Standing, Validation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What a run must remember to go on: saved with every checkpoint."""
-
-    step: int = 0
-    best_ndcg: float = -1.0
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    under_evaluation: int = 0
-    """Step whose figures are not here yet, since they are made in the background; 0: none."""
 
 
 @dataclass
@@ -103,19 +84,21 @@ class Trainer:
         place: DistInfo,
         cache: ItemCache | None = None,
     ) -> None:
-        self.cache = cache
         self.config, self.run_dir, self.place = config, run_dir, place
-        self.domains, self.preprocessor, self.engine, self.order = domains, preprocessor, engine, order
+        self.domains, self.engine, self.order = domains, engine, order
         run = config.run
         self.total_steps = run.steps or run.epochs * order.steps_per_epoch
         self.eval_every = run.eval_every or order.steps_per_epoch
         self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
         self.checkpoints = CheckpointManager(run_dir, keep=run.keep_checkpoints)
-        self.progress = Progress()
+        self.step = 0
+        """Optimizer steps done."""
+        self.validation = Validation(
+            config, domains, preprocessor, engine, run_dir, place, cache, self.checkpoints, self._record
+        )
         optim = config.optim
         self.bank = Bank(domains, order, optim.bank_size, config.data.pool_size) if optim.bank_size else None
         self.bank_refreshed = -1  # after which step
-        self.background = BackgroundEvaluation(run_dir, domains, run, place.device)
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
 
     def resume(self) -> None:
@@ -128,8 +111,10 @@ class Trainer:
                     f"{self.run_dir} was trained with {name} {saved[name]}, now it is {value}: the order of users "
                     "would change; go on with the same domains, batch, seed and buffer, or start another run"
                 )
-        self.progress = Progress(**state["progress"])
-        log.info("resumed at step %d of %d", self.progress.step, self.total_steps)
+        standing = dict(state["progress"])
+        self.step = standing.pop("step")
+        self.validation.standing = Standing(**standing)
+        log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def fit(self, batches: Iterable[UserBatch]) -> None:
         """Trains from the current step on. Collective: call on every rank.
@@ -138,39 +123,40 @@ class Trainer:
             batches: this rank's micro-batches from that step on.
         """
         if self.place.rank == 0:
-            self.metrics = MetricsLog(self.run_dir, self.progress.step, self.progress.under_evaluation)
+            self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation)
         bar = tqdm(
             total=self.total_steps,
-            initial=self.progress.step,
+            initial=self.step,
             desc="train",
             unit="step",
             disable=self.place.rank != 0,
             mininterval=redraw_seconds(),
             dynamic_ncols=True,
         )
+        background = self.validation.background
         # whatever ends the loop, the bar's line is closed, and log lines stand above it and not behind it
         with bar, logging_redirect_tqdm():
             try:
-                self.background.resume(self.progress.under_evaluation)
+                background.resume(self.validation.standing.under_evaluation)
                 self._fit(iter(batches), bar)
-                self._take_up(wait=True)
-                self.background.remove()
+                self.validation.take_up(wait=True)
+                background.remove()
             finally:
-                self.background.close()
+                background.close()
 
     def _fit(self, stream: Iterator[UserBatch], bar: tqdm) -> None:
         meter = Meter()
         log_every = self.config.run.log_every
-        self._refresh_bank(self.progress.step)
-        first_log = min((self.progress.step // log_every + 1) * log_every, self.total_steps)
-        while self.progress.step < self.total_steps and not self._is_stale():
+        self._refresh_bank(self.step)
+        first_log = min((self.step // log_every + 1) * log_every, self.total_steps)
+        while self.step < self.total_steps and not self._is_stale():
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
             waited = time.perf_counter() - before
             report = self._step(micro_batches)
             meter.add(waited, micro_batches, report.loss, report.scalars)
-            self.progress.step += 1
-            step = self.progress.step
+            self.step += 1
+            step = self.step
             if step % log_every == 0 or step == self.total_steps:
                 self._log(meter, report.learning_rates, bar)
                 meter = Meter()
@@ -181,9 +167,10 @@ class Trainer:
             if step % (self.config.optim.bank_refresh or self.eval_every) == 0 or step % self.checkpoint_every == 0:
                 self._refresh_bank(step)
             if step % self.eval_every == 0 or step == self.total_steps:
-                self._validate()
+                is_fresh = self.bank is not None and self.bank_refreshed == step
+                self.validation.run(step, self.bank.catalogues if self.bank is not None and is_fresh else None)
             elif step % self.config.run.log_every == 0:
-                self._take_up(wait=False)
+                self.validation.take_up(wait=False)
             if step % self.checkpoint_every == 0 or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
@@ -194,11 +181,11 @@ class Trainer:
 
     def _step(self, batches: list[UserBatch]) -> StepReport:
         optim = self.config.optim
-        factor = learning_rate_factor(self.progress.step, self.total_steps, optim.decay_from, optim.final_lr)
+        factor = learning_rate_factor(self.step, self.total_steps, optim.decay_from, optim.final_lr)
         if self.config.optim.loss == "softmax":
             batches = [share_items(batch, self.place.device) for batch in batches]
         if self.bank is not None:
-            batches = [self.bank.extended(batch, self.progress.step) for batch in batches]
+            batches = [self.bank.extended(batch, self.step) for batch in batches]
         moved = [batch.to(self.place.device, non_blocking=True) for batch in batches]
         try:
             return self.engine.train_step(moved, factor)
@@ -211,8 +198,8 @@ class Trainer:
         line = meter.line(self.place.device)
         if self.metrics is None:
             return
-        epoch = self.progress.step / self.order.steps_per_epoch
-        self.metrics.train({"step": self.progress.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+        epoch = self.step / self.order.steps_per_epoch
+        self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -228,129 +215,31 @@ class Trainer:
         batch_size = self.config.run.eval_batch_size
         self.bank.catalogues = [
             # a copy, as what inference mode gives cannot be part of a loss
-            encode_catalogue(model, self._source(number), domain.num_items, batch_size).clone()
+            encode_catalogue(model, self.validation.source(number), domain.num_items, batch_size).clone()
             for number, domain in enumerate(self.domains)
         ]
         self.bank_refreshed = step
         model.train(was_training)
 
-    def _source(self, number: int) -> ItemSource:
-        domain = self.domains[number]
-        return self.cache.source(domain, number) if self.cache else item_source(domain, self.preprocessor)
-
-    def _validate(self) -> None:
-        """Ranks the validation targets, now or in the background; the best model so far becomes the run's bundle."""
-        if self.config.run.async_eval:
-            self._take_up(wait=True)
-            state = self.engine.state_dict_on_rank0()
-            self.background.start(self.progress.step, lambda directory: self._write_snapshot(directory, state or {}))
-            return
-        lines: list[EvalLine] = []
-        step = self.progress.step
-        for number, domain in enumerate(self.domains):
-            known = self.bank.catalogues[number] if self.bank is not None and self.bank_refreshed == step else None
-            users = UserSample(self.config.run.eval_users, self.config.run.seed)
-            lines += self._evaluate(self.engine.model, domain, "valid", self._source(number), step, users, known)
-        if self._is_best(step, [line.as_dict() for line in lines]):
-            self.export()
-
-    def _take_up(self, wait: bool) -> None:
-        """Does with the figures of the background what `_validate` does, once they are there. Collective."""
-        found = self.background.figures(wait)
-        if found is None:
-            return
-        for line in found.lines:
-            if self.metrics is not None:
-                self.metrics.evaluation(line)
-        if self._is_best(found.step, found.lines):
-            self._adopt(self.background.snapshot(found.step))
-        self.background.done_with(found.step)
-
-    def _is_best(self, step: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Takes in the figures of a step, all domains alike; whether none were better so far."""
-        overall = [line["NDCG@10"] for line in lines if line["slice"] == "all"]
-        ndcg = sum(overall) / len(overall)
-        log.info("step %d: validation NDCG@10 %.4f", step, ndcg)
-        is_best = ndcg > self.progress.best_ndcg
-        if is_best:
-            self.progress.best_ndcg, self.progress.best_step = ndcg, step
-        self.progress.evaluations_without_gain = 0 if is_best else self.progress.evaluations_without_gain + 1
-        return is_best
-
     def _is_stale(self) -> bool:
-        patience = self.config.run.patience
-        stale = bool(patience) and self.progress.evaluations_without_gain >= patience
-        if stale:
-            log.info(
-                "no better validation NDCG@10 for %d evaluations: stopped at step %d", patience, self.progress.step
-            )
-        return stale
+        is_stale = self.validation.is_stale()
+        if is_stale:
+            patience = self.config.run.patience
+            log.info("no better validation NDCG@10 for %d evaluations: stopped at step %d", patience, self.step)
+        return is_stale
 
-    def _evaluate(
-        self,
-        model: MMSRModel,
-        domain: Domain,
-        split: Split,
-        source: ItemSource,
-        step: int,
-        users: UserSample = EVERYONE,
-        catalogue: Tensor | None = None,
-    ) -> list[EvalLine]:
-        batch_size = self.config.run.eval_batch_size
-        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue, users=users)
-        for line in lines:
-            self._record(line, domain)
-        return lines
-
-    def _record(self, line: EvalLine, domain: Domain) -> None:
+    def _record(self, line: Mapping[str, Any]) -> None:
         if self.metrics is not None:
-            self.metrics.evaluation({**line.as_dict(), "domain": domain.name})
-
-    def export(self) -> None:
-        """Writes the model as it stands into the run's bundle. Collective: call on every rank."""
-        state = self.engine.state_dict_on_rank0()
-        if state is not None:
-            self._replace_bundle(lambda directory: self._write_model(directory, state))
-        barrier()
-
-    def _adopt(self, snapshot: Path) -> None:
-        """Makes a snapshot the run's bundle. Collective."""
-        if self.place.rank == 0:
-            self._replace_bundle(lambda directory: shutil.copytree(snapshot, directory, dirs_exist_ok=True))
-        barrier()
-
-    def _write_snapshot(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        with naming_a_full_disk(directory, self._how_to_go_on()):
-            self._write_model(directory, state)
-
-    def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self.domains]
-        self.engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
-        self.preprocessor.save(directory)
-
-    def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
-        def write(directory: Path) -> None:
-            write_model(directory)
-            best = self.progress
-            card = model_card(self.config.model, self.domains, best.best_step, best.best_ndcg)
-            (directory / CARD_FILE).write_text(card, encoding="utf-8")
-
-        with naming_a_full_disk(self.run_dir / BUNDLE, self._how_to_go_on()):
-            write_bundle(self.run_dir, write)
+            self.metrics.evaluation(line)
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
-        self.progress.under_evaluation = self.background.step
-        state = {"progress": dataclasses.asdict(self.progress), "order": self._order_state()}
-        with naming_a_full_disk(self.checkpoints.directory, self._how_to_go_on()):
-            self.checkpoints.save(self.engine, self.progress.step, state)
-        self.background.checkpointed()
-
-    def _how_to_go_on(self) -> str:
-        last = self.checkpoints.latest()
-        if last is None:
-            return "free some space and start again in another --run_dir, there is no checkpoint yet"
-        return f"free some space and go on with --resume, the last good checkpoint is {last}"
+        standing, background = self.validation.standing, self.validation.background
+        standing.under_evaluation = background.step
+        state = {"progress": {"step": self.step, **dataclasses.asdict(standing)}, "order": self._order_state()}
+        with naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on()):
+            self.checkpoints.save(self.engine, self.step, state)
+        background.checkpointed()
 
     def _order_state(self) -> dict[str, Any]:
         order = self.order
@@ -363,31 +252,8 @@ class Trainer:
             "seed": order.seed,
         }
 
-    def test(self) -> list[tuple[Domain, EvalLine]]:
-        """The best bundle and the two baselines on the test targets. Collective: call on every rank."""
-        model = MMSRModel.from_pretrained(self.run_dir / BUNDLE).to(self.place.device)
-        found = []
-        for domain in self.domains:
-            lines = evaluate_baselines(domain, ["test"], self.progress.best_step)
-            for line in lines:
-                self._record(line, domain)
-            source = item_source(domain, self.preprocessor)
-            lines += self._evaluate(model, domain, "test", source, self.progress.best_step)
-            found += [(domain, line) for line in lines]
+    def test(self) -> None:
+        """The run's best model and the baselines on the test targets. Collective: call on every rank."""
+        self.validation.test()
         if self.metrics is not None:
             self.metrics.close()
-        return found
-
-    def print_results(self, found: list[tuple[Domain, EvalLine]]) -> None:
-        """The closing table, one for each domain, on rank 0."""
-        if self.place.rank != 0:
-            return
-        for domain in self.domains:
-            lines = [line for of, line in found if of is domain]
-            wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
-        log.info(
-            "the run is in %s, its best model (step %d) in %s",
-            self.run_dir,
-            self.progress.best_step,
-            self.run_dir / BUNDLE,
-        )

@@ -50,9 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.run.resume:
         trainer.resume()
     from_rank0(lambda: record(run_dir, config, ds_config))
-    start = trainer.progress.step
-    trainer.fit(build_stream(config, domains, order, preprocessor, place, ds_config, start, cache))
-    trainer.print_results(trainer.test())
+    trainer.fit(build_stream(config, domains, order, preprocessor, place, ds_config, trainer.step, cache))
+    trainer.test()
 
 
 if __name__ == "__main__":

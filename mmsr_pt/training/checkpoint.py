@@ -82,6 +82,13 @@ class CheckpointManager:
         complete = self._complete()
         return complete[-1] if complete else None
 
+    def how_to_go_on(self) -> str:
+        """What to do when the disk is full."""
+        last = self.latest()
+        if last is None:
+            return "free some space and start again in another --run_dir, there is no checkpoint yet"
+        return f"free some space and go on with --resume, the last good checkpoint is {last}"
+
     def load(self, engine: Engine) -> dict[str, Any]:
         """Puts weights, optimizer and random state back; returns the `state` of `save`. Collective: on every rank.
 

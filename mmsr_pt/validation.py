@@ -1,0 +1,199 @@
+"""What a run is judged by: validation, whose best model so far is the run's bundle, and the test at its end."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmsr_pt.background import BackgroundEvaluation
+from mmsr_pt.cache import ItemCache
+from mmsr_pt.card import CARD_FILE, model_card
+from mmsr_pt.config import PretrainConfig
+from mmsr_pt.data.catalogue import item_source
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample
+from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.log import naming_a_full_disk
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.run_dir import BUNDLE, write_bundle
+from mmsr_pt.training.checkpoint import CheckpointManager
+from mmsr_pt.training.distributed import barrier
+from mmsr_pt.training.engine import Engine
+from mmsr_pt.training.launch import DistInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Standing:
+    """How far validation has come: saved with every checkpoint."""
+
+    best_ndcg: float = -1.0
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    under_evaluation: int = 0
+    """Step whose figures are not here yet, since they are made in the background; 0: none."""
+
+
+class Validation:
+    """Ranks the held-out items of a run's domains; all its methods are collective: call them on every rank."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        domains: Sequence[Domain],
+        preprocessor: Preprocessor,
+        engine: Engine,
+        run_dir: Path,
+        place: DistInfo,
+        cache: ItemCache | None,
+        checkpoints: CheckpointManager,
+        record: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Nothing is evaluated yet.
+
+        Args:
+            config: of the run.
+            domains: whose users are asked.
+            preprocessor: of the model.
+            engine: holds the model.
+            run_dir: where the bundle goes.
+            place: of this process.
+            cache: of the run, if it has one.
+            checkpoints: of the run, which an error about a full disk names.
+            record: takes each line of figures.
+        """
+        self._config, self._domains, self._preprocessor, self._engine = config, domains, preprocessor, engine
+        self._run_dir, self._place, self._cache = run_dir, place, cache
+        self._checkpoints, self._record = checkpoints, record
+        self.standing = Standing()
+        self.background = BackgroundEvaluation(run_dir, domains, config.run, place.device)
+
+    def source(self, number: int) -> ItemSource:
+        """Where the catalogue of the run's domain of that number is read from."""
+        domain = self._domains[number]
+        return self._cache.source(domain, number) if self._cache else item_source(domain, self._preprocessor)
+
+    def run(self, step: int, catalogues: Sequence[Tensor] | None = None) -> None:
+        """Ranks the validation targets, now or in the background; the best model so far becomes the run's bundle.
+
+        Args:
+            step: optimizer steps done.
+            catalogues: what `encode_catalogue` has made of each domain's with the weights of this step, if it has.
+        """
+        if self._config.run.async_eval:
+            self.take_up(wait=True)
+            state = self._engine.state_dict_on_rank0()
+            self.background.start(step, lambda directory: self._write_snapshot(directory, state or {}))
+            return
+        lines: list[EvalLine] = []
+        users = UserSample(self._config.run.eval_users, self._config.run.seed)
+        for number, domain in enumerate(self._domains):
+            known = None if catalogues is None else catalogues[number]
+            lines += self._evaluate(self._engine.model, domain, "valid", self.source(number), step, users, known)
+        if self._is_best(step, [line.as_dict() for line in lines]):
+            self._export()
+
+    def take_up(self, wait: bool) -> None:
+        """Does with the figures of the background what `run` does, once they are there.
+
+        Args:
+            wait: until they are.
+        """
+        found = self.background.figures(wait)
+        if found is None:
+            return
+        for line in found.lines:
+            self._record(line)
+        if self._is_best(found.step, found.lines):
+            self._adopt(self.background.snapshot(found.step))
+        self.background.done_with(found.step)
+
+    def is_stale(self) -> bool:
+        """Whether the run is to stop, as nothing was better for `--patience` evaluations."""
+        patience = self._config.run.patience
+        return bool(patience) and self.standing.evaluations_without_gain >= patience
+
+    def test(self) -> None:
+        """The best bundle and the two baselines on the test targets: recorded, and on rank 0 printed."""
+        model = MMSRModel.from_pretrained(self._run_dir / BUNDLE).to(self._place.device)
+        step = self.standing.best_step
+        for domain in self._domains:
+            lines = evaluate_baselines(domain, ["test"], step)
+            for line in lines:
+                self._record_line(line, domain)
+            lines += self._evaluate(model, domain, "test", item_source(domain, self._preprocessor), step)
+            if self._place.rank == 0:
+                wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
+        if self._place.rank == 0:
+            log.info("the run is in %s, its best model (step %d) in %s", self._run_dir, step, self._run_dir / BUNDLE)
+
+    def _is_best(self, step: int, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Takes in the figures of a step, all domains alike; whether none were better so far."""
+        overall = [line["NDCG@10"] for line in lines if line["slice"] == "all"]
+        ndcg = sum(overall) / len(overall)
+        log.info("step %d: validation NDCG@10 %.4f", step, ndcg)
+        is_best = ndcg > self.standing.best_ndcg
+        if is_best:
+            self.standing.best_ndcg, self.standing.best_step = ndcg, step
+        self.standing.evaluations_without_gain = 0 if is_best else self.standing.evaluations_without_gain + 1
+        return is_best
+
+    def _evaluate(
+        self,
+        model: MMSRModel,
+        domain: Domain,
+        split: Split,
+        source: ItemSource,
+        step: int,
+        users: UserSample = EVERYONE,
+        catalogue: Tensor | None = None,
+    ) -> list[EvalLine]:
+        batch_size = self._config.run.eval_batch_size
+        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue, users=users)
+        for line in lines:
+            self._record_line(line, domain)
+        return lines
+
+    def _record_line(self, line: EvalLine, domain: Domain) -> None:
+        self._record({**line.as_dict(), "domain": domain.name})
+
+    def _export(self) -> None:
+        """Writes the model as it stands into the run's bundle."""
+        state = self._engine.state_dict_on_rank0()
+        if state is not None:
+            self._replace_bundle(lambda directory: self._write_model(directory, state))
+        barrier()
+
+    def _adopt(self, snapshot: Path) -> None:
+        """Makes a snapshot the run's bundle."""
+        if self._place.rank == 0:
+            self._replace_bundle(lambda directory: shutil.copytree(snapshot, directory, dirs_exist_ok=True))
+        barrier()
+
+    def _write_snapshot(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        with naming_a_full_disk(directory, self._checkpoints.how_to_go_on()):
+            self._write_model(directory, state)
+
+    def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+        self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
+        self._preprocessor.save(directory)
+
+    def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
+        def write(directory: Path) -> None:
+            write_model(directory)
+            best = self.standing
+            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg)
+            (directory / CARD_FILE).write_text(card, encoding="utf-8")
+
+        with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):
+            write_bundle(self._run_dir, write)

@@ -71,12 +71,16 @@ def study(out: Path, repetitions: int, sizes: Sizes | None = None, image: Path =
 
 
 def _batch(domain: str, model: dict[str, str], batches: Sequence[int], repetitions: int) -> dict[str, Any]:
-    entrants = {
-        f"{kind} {batch}": _entrant(domain, model, batch, cached=kind == "cached")
-        for kind in ("cached", "without cache")
-        for batch in batches
-    }
-    return _sweep("users in a batch", "growth-batch", entrants, repetitions)
+    """One batch size after the other: together, the large ones would not fit in memory."""
+    sweeps = []
+    for batch in batches:
+        entrants = {
+            f"{kind} {batch}": _entrant(domain, model, batch, cached=kind == "cached")
+            for kind in ("cached", "without cache")
+        }
+        sweeps.append(_sweep("users in a batch", "growth-batch", entrants, repetitions))
+    lines = {line: [point for sweep in sweeps for point in sweep["lines"][line]] for line in sweeps[0]["lines"]}
+    return {**sweeps[0], "lines": lines}
 
 
 def _history(domain: str, model: dict[str, str], histories: Sequence[int], repetitions: int) -> dict[str, Any]:

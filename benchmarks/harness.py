@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ class Process:
         """The answer to `run` or `work`; nothing else of this contestant runs before or after."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        self._process.stdin.write(request + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # that it has ended is said below
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
         answer = self._answer()
         self._signal(signal.SIGSTOP)
         return answer
@@ -116,7 +118,7 @@ class Process:
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        said = json.loads(line) if line else {"error": "it ended without a word"}
+        said = json.loads(line) if line else {"error": "it ended without a word, as when memory runs out"}
         if "error" in said:
             with self._log.open("a") as printed:
                 printed.write(said.get("traceback", ""))

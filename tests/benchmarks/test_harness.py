@@ -94,6 +94,14 @@ def becomes(pid: int, wanted: set[str]) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc here")
+def test_a_contestant_that_was_killed_is_told_in_a_sentence(tmp_path: Path) -> None:
+    entrant = toy_row(tmp_path).entrants["ours"]
+    with Process(entrant, tmp_path / "log") as process:
+        process.close()
+        with pytest.raises(UserError, match="as when memory runs out"):
+            process.ask("run")
+
+
 def test_who_is_not_asked_stands_still_with_its_children_and_ends_with_them(tmp_path: Path) -> None:
     with Process(Entrant("tests.benchmarks.toys:WithChild"), tmp_path / "log") as process:
         child = int(process.ask("run")["child"])

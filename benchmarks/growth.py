@@ -31,7 +31,7 @@ BATCHES = (8, 16, 32, 64, 128)
 HISTORIES = (5, 10, 20, 35, 50)
 ITEMS_PER_CELL = (3, 12, 48)
 RANKS = (1, 2)
-_USERS = 400
+_USERS = 512  # all batches of an epoch are full
 _RANK_BATCH, _RANK_STEPS, _RANK_LOG = 32, 16, 2
 PICTURE = ROOT / "benchmarks" / "growth.png"
 
@@ -61,7 +61,8 @@ def study(out: Path, repetitions: int, sizes: Sizes | None = None, image: Path =
         "batch": _batch(str(domains[12]), model, sizes.batches, repetitions),
         "history": _history(str(domains[12]), model, sizes.histories, repetitions),
         "catalogue": _catalogue(domains, model, sizes.items_per_cell, repetitions),
-        "ranks": _ranks(domains[12], model, sizes.ranks, repetitions),
+        # of a small catalogue two ranks would have most items in common
+        "ranks": _ranks(domains[max(sizes.items_per_cell)], model, sizes.ranks, repetitions),
     }
     for name, sweep in found.items():
         report.keep(out, "growth", name, sweep)

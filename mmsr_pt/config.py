@@ -36,7 +36,8 @@ class ModelConfig:
     vision: str = "tiny"
     """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, or none (MMSR-T)."""
     fusion: str = "merge"
-    """How text and vision become one item vector: sum, concat, merge (merge-attention)."""
+    """How text and vision become one item vector: sum, concat, gate, film, each also with a perceptron behind it
+    (sum+dnn); co (co-attention), merge (merge-attention)."""
     fusion_layers: int = 1
     """Blocks of an attention fusion."""
     fusion_heads: int = 4

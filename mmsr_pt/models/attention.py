@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-        """[N, S, D] -> [N, S, D]; `mask` [N, 1, 1, S] bool, True where a token may be attended to."""
+        """[N, S, D] -> [N, S, D]; `mask` [N, 1, 1 or S, S] bool, True where a token may be attended to."""
         n, s, width = hidden.shape
         query, key, value = self._split(hidden)
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0, is_causal)

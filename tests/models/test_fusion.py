@@ -125,6 +125,72 @@ def test_concat_is_one_linear_map_of_both():
     assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
 
 
+def test_gate_lets_the_text_decide_what_of_the_picture_passes():
+    fusion = build("gate").eval()
+    text, vision = pooled(fusion.norm)
+    gates = 1 / (1 + torch.exp(-(text @ fusion.text.weight.T + fusion.text.bias)))
+    passed = gates * (vision @ fusion.vision.weight.T + fusion.vision.bias)
+    expected = passed @ fusion.out.weight.T + fusion.out.bias
+    assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
+
+
+def test_film_scales_and_shifts_the_picture_by_the_text():
+    fusion = build("film").eval()
+    text, vision = pooled(fusion.norm)
+    weight, bias = fusion.condition.weight, fusion.condition.bias
+    gamma = text @ weight[:WIDTH].T + bias[:WIDTH]
+    beta = text @ weight[WIDTH:].T + bias[WIDTH:]
+    expected = (gamma * vision + beta) @ fusion.out.weight.T + fusion.out.bias
+    assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sum", "concat", "gate", "film"])
+def test_a_perceptron_of_three_layers_stands_behind_a_coarse_fusion(name):
+    deep, plain = build(f"{name}+dnn").eval(), build(name).eval()
+    plain.load_state_dict({key: value for key, value in deep.state_dict().items() if not key.startswith("dnn")})
+    linears = [part for part in deep.dnn if isinstance(part, nn.Linear)]
+    assert len(linears) == 3
+    expected = plain(tokens()[0], MASK, tokens()[1])
+    for linear in linears:
+        expected = (expected @ linear.weight.T + linear.bias).clamp(min=0)
+    assert torch.allclose(deep(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
+
+
+def test_a_perceptron_drops_what_goes_into_each_of_its_layers():
+    fusion = build("sum+dnn")
+    assert [type(part) for part in fusion.dnn] == 3 * [nn.Dropout, nn.Linear, nn.ReLU]
+    assert all(part.p == CONFIG.dropout for part in fusion.dnn if isinstance(part, nn.Dropout))
+
+
+def torch_attention(ours) -> nn.MultiheadAttention:
+    """torch's own attention with the weights of ours."""
+    theirs = nn.MultiheadAttention(WIDTH, ours.num_heads, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.qkv.weight)
+        theirs.in_proj_bias.copy_(ours.qkv.bias)
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    return theirs
+
+
+def test_co_attention_equals_torchs_attention_both_ways():
+    fusion = build("co").eval()
+    text, vision = tokens()
+    text, vision = text + fusion.types[0], vision + fusion.types[1]
+    assert len(fusion.blocks) == 2
+    for block in fusion.blocks:
+        cross = torch_attention(block.cross)
+        from_vision = cross(text, vision, vision)[0]
+        from_text = cross(vision, text, text, key_padding_mask=~MASK)[0]
+        text = F.layer_norm(text + from_vision, (WIDTH,), block.cross_norm.weight, block.cross_norm.bias, 1e-12)
+        vision = F.layer_norm(vision + from_text, (WIDTH,), block.cross_norm.weight, block.cross_norm.bias, 1e-12)
+        text = torch_layer(block.text, CONFIG.fusion_heads, F.gelu)(text, src_key_padding_mask=~MASK)
+        vision = torch_layer(block.vision, CONFIG.fusion_heads, F.gelu)(vision)
+    means = torch.stack([text[i][MASK[i]].mean(dim=0) for i in range(3)]), vision.mean(dim=1)
+    expected = torch.cat(means, dim=1) @ fusion.out.weight.T + fusion.out.bias
+    assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
+
+
 def test_merge_attention_equals_torchs_transformer_layers():
     fusion = build("merge").eval()
     text, vision = tokens()
@@ -136,15 +202,16 @@ def test_merge_attention_equals_torchs_transformer_layers():
     assert torch.allclose(fusion(text, MASK, vision), expected, atol=1e-5)
 
 
-def test_merge_attention_starts_as_bert_does():
+@pytest.mark.parametrize(("name", "feed_forward"), [("merge", "blocks.0.inner"), ("co", "blocks.0.vision.inner")])
+def test_attention_fusions_start_as_bert_does(name, feed_forward):
     torch.manual_seed(0)
-    fusion = fusions["merge"].from_config(ModelConfig(width=96, fusion_layers=1, fusion_heads=4))
+    fusion = fusions[name].from_config(ModelConfig(width=96, fusion_layers=1, fusion_heads=4))
     for name, parameter in fusion.named_parameters():
         if "norm" not in name and parameter.ndim == 2 and parameter.numel() > 1000:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
         elif name.endswith("bias"):
             assert not parameter.any(), name
-    assert fusion.blocks[0].inner.out_features == 4 * 96
+    assert fusion.get_submodule(feed_forward).out_features == 4 * 96
 
 
 def test_coarse_fusions_start_with_xavier_normal():
@@ -161,5 +228,5 @@ def test_masked_mean_by_hand():
 
 
 def test_an_unknown_fusion_lists_the_known():
-    with pytest.raises(UserError, match=r"unknown fusion 'merg'; known: concat, merge, sum. Did you mean 'merge'\?"):
+    with pytest.raises(UserError, match=r"unknown fusion 'merg'; known: co, .*, sum\+dnn. Did you mean 'merge'\?"):
         fusions["merg"]

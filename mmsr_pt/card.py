@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.models.sequence import sequence_encoders
 
 CARD_FILE = "README.md"
 _DIRECTORY = "THIS_DIRECTORY_OR_HUB_ID"
@@ -79,7 +80,8 @@ def _modalities(config: ModelConfig) -> list[str]:
 
 
 def _parts(config: ModelConfig) -> list[tuple[str, str]]:
-    sequence = ("sequence encoder", f"{config.sequence}, {config.sequence_layers} blocks, width {config.width}")
+    num_layers = sequence_encoders[config.sequence].num_layers(config)
+    sequence = ("sequence encoder", f"{config.sequence}, {num_layers} layers, width {config.width}")
     if config.item == "id":
         return [("item", "learned vectors"), sequence]
     towers = [("text tower", _tower(config.text)), ("vision tower", _tower(config.vision))]

@@ -43,11 +43,11 @@ class ModelConfig:
     fusion_heads: int = 4
     """Attention heads of an attention fusion."""
     sequence: str = "sasrec"
-    """Sequence encoder: sasrec."""
-    sequence_layers: int = 2
-    """Blocks of the sequence encoder."""
+    """Sequence encoder: sasrec, grurec, nextitnet, or rotary (a causal transformer of today's kind)."""
+    sequence_layers: int | None = None
+    """Blocks of the sequence encoder; none given: the paper's number (grurec 4, the others 2)."""
     sequence_heads: int = 2
-    """Attention heads of the sequence encoder."""
+    """Attention heads of the sequence encoder (sasrec, rotary)."""
     width: int = 128
     """D: width of item vectors and of the sequence encoder (the paper: 768)."""
     dropout: float = 0.1
@@ -104,7 +104,8 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
-            _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name} {value} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "model": {
             "width": 768,
-            "sequence_layers": 2,
             "sequence_heads": 2,
             "fusion_heads": 12,
             "score": "dot",

@@ -1,10 +1,11 @@
-"""Sequence encoders: causal, blind to padding, and SASRec against torch's own layers."""
+"""Sequence encoders: causal, blind to padding, and each against plain formulas or another library's layers."""
 
 import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaModel
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
@@ -150,6 +151,124 @@ def test_sasrec_gives_the_newest_item_the_same_position_whatever_the_length():
     assert torch.allclose(alone, padded, atol=1e-6)
 
 
+def test_grurec_equals_the_gates_by_hand():
+    encoder = build("grurec").eval()
+    hidden = vectors()
+    for layer in range(CONFIG.sequence_layers):
+        from_input = getattr(encoder.gru, f"weight_ih_l{layer}").chunk(3)
+        from_state = getattr(encoder.gru, f"weight_hh_l{layer}").chunk(3)
+        state, states = torch.zeros(3, WIDTH), []
+        for inputs in hidden.unbind(dim=1):
+            reset, update, new = (inputs @ weight.T for weight in from_input)
+            reset = (reset + state @ from_state[0].T).sigmoid()
+            update = (update + state @ from_state[1].T).sigmoid()
+            new = (new + reset * (state @ from_state[2].T)).tanh()
+            state = (1 - update) * new + update * state
+            states.append(state)
+        hidden = torch.stack(states, dim=1)
+    assert torch.allclose(encoder(vectors(), MASK), hidden, atol=1e-5)
+
+
+def test_grurec_starts_with_xavier_uniform_in_every_layer_and_has_no_bias():
+    torch.manual_seed(0)
+    encoder = sequence_encoders["grurec"].from_config(ModelConfig(width=96))
+    assert len(list(encoder.parameters())) == 2 * 4, "two matrices in each of four layers"
+    for name, weight in encoder.named_parameters():
+        limit = (6 / (96 + 96)) ** 0.5
+        assert weight.abs().max().item() == pytest.approx(limit, rel=0.01), name
+        assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.05), name
+
+
+def test_nextitnet_equals_its_formula_by_hand():
+    encoder = build("nextitnet").eval()
+    hidden = vectors()
+    for block, dilation in zip(encoder.blocks, (1, 4), strict=True):
+        inner = hidden
+        for convolution, norm, step in (
+            (block.first.convolution, block.first_norm, dilation),
+            (block.second.convolution, block.second_norm, 2 * dilation),
+        ):
+            summed = convolution.bias.expand(3, LENGTH, WIDTH).clone()
+            for position in range(LENGTH):
+                for tap in range(3):
+                    seen = position - (2 - tap) * step
+                    if seen >= 0:
+                        summed[:, position] += inner[:, seen] @ convolution.weight[:, :, tap].T
+            centred = summed - summed.mean(dim=2, keepdim=True)
+            normed = centred / (centred.square().mean(dim=2, keepdim=True) + 1e-8).sqrt()
+            inner = (normed * norm.weight + norm.bias).clamp(min=0)
+        hidden = hidden + inner
+    assert torch.allclose(encoder(vectors(), MASK), hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_layers", "reach"), [(1, 7), (2, 31), (4, 61)])
+def test_the_receptive_field_of_nextitnet(num_layers, reach):
+    """1 + 2 * (sum of the dilations); the kernels are all ones, as a ReLU may cut a path at random."""
+    encoder = build("nextitnet", dataclasses.replace(CONFIG, sequence_layers=num_layers))
+    for block in encoder.blocks:
+        for convolution in (block.first.convolution, block.second.convolution):
+            torch.nn.init.ones_(convolution.weight)
+        # norms that let everything through, far from where ReLU cuts
+        block.first_norm = block.second_norm = torch.nn.Softplus()
+    inputs = torch.rand(1, 70, WIDTH).requires_grad_()
+    encoder(inputs, torch.ones(1, 70, dtype=torch.bool))[0, -1].sum().backward()
+    reached = inputs.grad[0].abs().sum(dim=1) > 0
+    assert reached.nonzero()[0].item() == 70 - reach
+    assert reached[70 - reach :].all()
+
+
+def test_rotary_equals_the_decoder_of_llama():
+    encoder = build("rotary").eval()
+    block = encoder.blocks[0]
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=2,
+            hidden_size=WIDTH,
+            intermediate_size=block.inner.out_features,
+            num_hidden_layers=CONFIG.sequence_layers,
+            num_attention_heads=CONFIG.sequence_heads,
+            rms_norm_eps=1e-6,
+        )
+    ).eval()
+    with torch.no_grad():
+        llama.norm.weight.copy_(encoder.norm.weight)
+        for ours, theirs in zip(encoder.blocks, llama.layers, strict=True):
+            query, key, value = ours.attention.qkv.weight.chunk(3)
+            for target, weight in (
+                (theirs.self_attn.q_proj, query),
+                (theirs.self_attn.k_proj, key),
+                (theirs.self_attn.v_proj, value),
+                (theirs.self_attn.o_proj, ours.attention.out.weight),
+                (theirs.mlp.gate_proj, ours.gate.weight),
+                (theirs.mlp.up_proj, ours.inner.weight),
+                (theirs.mlp.down_proj, ours.outer.weight),
+                (theirs.input_layernorm, ours.attention_norm.weight),
+                (theirs.post_attention_layernorm, ours.feed_forward_norm.weight),
+            ):
+                target.weight.copy_(weight)
+        expected = llama(inputs_embeds=vectors(), attention_mask=MASK.long()).last_hidden_state
+    assert torch.allclose(encoder(vectors(), MASK)[MASK], expected[MASK], atol=1e-5)
+
+
+def test_rotary_reads_histories_longer_than_any_it_was_built_for():
+    encoder = build("rotary").eval()
+    longer = torch.randn(1, 4 * LENGTH, WIDTH)
+    assert encoder(longer, torch.ones(1, 4 * LENGTH, dtype=torch.bool)).isfinite().all()
+
+
+def test_rotary_needs_pairs():
+    config = ModelConfig(width=6, sequence_heads=2, fusion_heads=1, sequence="rotary")
+    with pytest.raises(UserError, match="--width 6 over --sequence_heads 2 must be even"):
+        sequence_encoders["rotary"].from_config(config)
+
+
+@pytest.mark.parametrize(("name", "number"), [("sasrec", 2), ("grurec", 4), ("nextitnet", 2), ("rotary", 2)])
+def test_the_number_of_layers_is_the_papers_unless_one_is_given(name, number):
+    encoder = sequence_encoders[name]
+    assert encoder.num_layers(ModelConfig()) == number
+    assert encoder.num_layers(ModelConfig(sequence_layers=3)) == 3
+
+
 def test_an_unknown_encoder_lists_the_known():
-    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: sasrec"):
+    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: grurec, nextitnet, rotary, sasrec"):
         sequence_encoders["sasrek"]

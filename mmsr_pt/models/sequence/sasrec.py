@@ -1,4 +1,4 @@
-"""Sequence encoders by name: item vectors of a history in, at each position a vector that scores the next item out.
+"""SASRec: causal self-attention over the history.
 
 Shapes: B users, L positions, D width. Real positions stand left, padding right.
 """
@@ -10,28 +10,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.attention import PostNormBlock, init_xavier
-from mmsr_pt.registry import Registry
-
-
-class SequenceEncoder(nn.Module):
-    """Reads a history from the left; neither padding nor what comes later changes a valid output."""
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> SequenceEncoder:
-        """A new one, of the sizes that the configuration asks for."""
-        raise NotImplementedError
-
-    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, D], [B, L] bool -> [B, L, D]; values at padding have no meaning."""
-        raise NotImplementedError
-
-    def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
-        """What `forward` gives at the last real position: [B, L, D], [B, L] bool, at least one True -> [B, D]."""
-        rows = torch.arange(len(vectors), device=vectors.device)
-        return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
-
-
-sequence_encoders: Registry[type[SequenceEncoder]] = Registry("sequence encoder")
+from mmsr_pt.models.sequence.base import SequenceEncoder, sequence_encoders
 
 
 @sequence_encoders.register("sasrec")
@@ -41,6 +20,8 @@ class SASRec(SequenceEncoder):
     Positions count from the end, so the newest item always stands at the last one: what left padding gives in the
     paper. With padding on the right a causal mask alone keeps it away from every valid position.
     """
+
+    default_layers = 2
 
     def __init__(self, width: int, max_history: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -57,7 +38,7 @@ class SASRec(SequenceEncoder):
     @classmethod
     def from_config(cls, config: ModelConfig) -> SequenceEncoder:
         """See SequenceEncoder."""
-        return cls(config.width, config.max_history, config.sequence_layers, config.sequence_heads, config.dropout)
+        return cls(config.width, config.max_history, cls.num_layers(config), config.sequence_heads, config.dropout)
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """See SequenceEncoder."""

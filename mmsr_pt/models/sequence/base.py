@@ -1,0 +1,41 @@
+"""What every sequence encoder is: item vectors of a history in, at each position what scores the next item out.
+
+Shapes: B users, L positions, D width. Real positions stand left, padding right: what is causal never sees padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.registry import Registry
+
+
+class SequenceEncoder(nn.Module):
+    """Reads a history from the left; neither padding nor what comes later changes a valid output."""
+
+    default_layers: int
+    """Blocks where the configuration names no number: as many as in the paper."""
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> SequenceEncoder:
+        """A new one, of the sizes that the configuration asks for."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_layers(cls, config: ModelConfig) -> int:
+        """How many blocks the configuration asks for."""
+        return cls.default_layers if config.sequence_layers is None else config.sequence_layers
+
+    def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """[B, L, D], [B, L] bool -> [B, L, D]; values at padding have no meaning."""
+        raise NotImplementedError
+
+    def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """What `forward` gives at the last real position: [B, L, D], [B, L] bool, at least one True -> [B, D]."""
+        rows = torch.arange(len(vectors), device=vectors.device)
+        return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
+
+
+sequence_encoders: Registry[type[SequenceEncoder]] = Registry("sequence encoder")

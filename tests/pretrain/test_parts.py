@@ -1,0 +1,41 @@
+"""Fusions and sequence encoders through the real launcher: what ZeRO-3 takes apart on two ranks learns the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.models.fusion import fusions
+from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.sequence import sequence_encoders
+from tests.pretrain.launching import SMALL, ds_config, finish, losses
+
+PAIRS = {"co": "grurec", "film+dnn": "nextitnet", "gate": "rotary"}
+
+
+def test_the_pairs_have_every_new_kind_of_part() -> None:
+    elsewhere = {"sasrec", "merge", "sum", "concat"}
+    assert set(sequence_encoders) == set(PAIRS.values()) | elsewhere & set(sequence_encoders)
+    assert {name.removesuffix("+dnn") for name in fusions} == {name.removesuffix("+dnn") for name in PAIRS} | (
+        elsewhere & set(fusions)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "sequence"), PAIRS.items())
+def test_zero_3_on_two_ranks_learns_what_one_process_does(
+    tmp_path: Path, small_domain: Domain, fusion: str, sequence: str
+) -> None:
+    flags = ["--data", small_domain.path, *SMALL, "--fusion", fusion, "--sequence", sequence]
+    flags += ["--steps", 4, "--dropout", 0]
+    one = ds_config(tmp_path / "one.json", stage=0, micro_batch=16)
+    finish("--ds_config", one, "--run_dir", tmp_path / "one", *flags)
+    two = ds_config(tmp_path / "two.json", stage=3, micro_batch=8)
+    finish("--ds_config", two, "--run_dir", tmp_path / "two", *flags, num_ranks=2)
+    expected = losses(tmp_path / "one")
+    assert len(expected) == 4
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
+    alone, together = (MMSRModel.from_pretrained(tmp_path / run / "model") for run in ("one", "two"))
+    for name, tensor in alone.state_dict().items():
+        assert torch.allclose(together.state_dict()[name], tensor, rtol=1e-2, atol=1e-4), name

@@ -22,6 +22,7 @@ from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.text import check_text_name
 from mmsr_pt.training.distributed import rank
 from mmsr_pt.training.ds_config import precision, zero_stage
@@ -137,6 +138,7 @@ def build_stream(
         share=Share(place.rank, place.world_size, accumulation, replicate_pool=is_bce),
         max_sequence=config.model.max_history + 1,
         with_negatives=is_bce,
+        mask_rate=0.0 if sequence_encoders[config.model.sequence].is_causal else config.optim.mask_rate,
         first_step=first_step,
     )
     return TrainLoader(

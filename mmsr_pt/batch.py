@@ -134,6 +134,9 @@ class UserBatch(_Tensors):
     """Where ranks share out the encoding: what `sequence`, rates and `domain` go by instead of `items`, N being C."""
     bank: BankItems | None = None
     """Cached negatives, where the run has a bank (`softmax` only)."""
+    hidden: Tensor | None = None
+    """[B, L] bool: the targets that the sequence encoder does not see and is asked for, where it reads a history from
+    both sides; None: each target is asked for by what stands before it."""
     positions: Tensor | None = None
     """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
     for it on an accelerator makes the host wait."""
@@ -144,5 +147,5 @@ class UserBatch(_Tensors):
 
     @property
     def targets(self) -> Tensor:
-        """[B, L] bool: positions that have both an input and a next item."""
-        return self.mask[:, 1:]
+        """[B, L] bool: which of the sequence's items after the first the model is asked for."""
+        return self.mask[:, 1:] if self.hidden is None else self.hidden

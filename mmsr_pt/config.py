@@ -43,11 +43,11 @@ class ModelConfig:
     fusion_heads: int = 4
     """Attention heads of an attention fusion."""
     sequence: str = "sasrec"
-    """Sequence encoder: sasrec, grurec, nextitnet, or rotary (a causal transformer of today's kind)."""
+    """Sequence encoder: sasrec, grurec, nextitnet, bert4rec, or rotary (a causal transformer of today's kind)."""
     sequence_layers: int | None = None
     """Blocks of the sequence encoder; none given: the paper's number (grurec 4, the others 2)."""
     sequence_heads: int = 2
-    """Attention heads of the sequence encoder (sasrec, rotary)."""
+    """Attention heads of the sequence encoder (sasrec, bert4rec, rotary)."""
     width: int = 128
     """D: width of item vectors and of the sequence encoder (the paper: 768)."""
     dropout: float = 0.1
@@ -157,6 +157,8 @@ class OptimConfig:
     bank_refresh: int = 0
     """Steps between encodings of the catalogue for the bank, which also happen at every checkpoint; 0: whenever the
     model is validated."""
+    mask_rate: float = 0.2
+    """Share of a history's items that bert4rec does not see in training and is asked for, in (0, 1]."""
     lr: float = 5e-4
     """Learning rate of fusion, projections, sequence encoder, side networks and `tiny` towers."""
     text_lr: float = 1e-4
@@ -175,6 +177,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "text_lr", "vision_lr"):
             _require(getattr(self, name) > 0, f"--{name} {getattr(self, name)} must be above 0")
+        _require(0 < self.mask_rate <= 1, f"--mask_rate {self.mask_rate} must lie in (0, 1]")
         for name in ("bank_size", "bank_refresh"):
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(

@@ -19,6 +19,9 @@ from mmsr_pt.data.order import user_generator
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.data.tar_reader import TarReader
 
+_NEWEST_ONLY = 0.1
+"""Share of the epochs in which nothing of a user is hidden but the newest item (about that of BERT4Rec's code)."""
+
 
 @dataclass
 class RawUser:
@@ -47,6 +50,8 @@ class Part:
     users: np.ndarray
     sequences: list[np.ndarray]
     negatives: list[np.ndarray] | None
+    hidden: list[np.ndarray] | None
+    """Bool for each target: whether it is hidden."""
     ids: np.ndarray
     """Distinct, ascending."""
     titles: list[np.ndarray] | None
@@ -59,7 +64,9 @@ def encode_part(
     pool: Pool,
     tables: Sequence[ItemTable],
     preprocessor: Preprocessor,
-    negatives_seed: tuple[int, int] | None,
+    seed: tuple[int, int],
+    with_negatives: bool,
+    mask_rate: float,
     max_sequence: int,
 ) -> Part:
     """Decodes what these users and this worker's share of the pool need, each distinct item once.
@@ -69,38 +76,45 @@ def encode_part(
         pool: the step's pool.
         tables: catalogue of each domain.
         preprocessor: what the towers read; parts that the model lacks are neither read nor decoded.
-        negatives_seed: (seed, epoch) to draw one negative a target with; None: no negatives.
+        seed: (seed, epoch) of what is drawn for each user.
+        with_negatives: whether to draw one negative a target.
+        mask_rate: share of the targets to hide; 0: nothing is hidden.
         max_sequence: newest positions kept of a sequence.
     """
     users = np.asarray([-1 if slot is None else slot.user for slot in slots], dtype=np.int64)
-    sequences, negatives = [], []
+    sequences, negatives, hidden = [], [], []
     sources: dict[int, TarReader | None] = dict.fromkeys(pool.mine.tolist())
     for slot in slots:
         if slot is None:
             sequences.append(np.empty(0, dtype=np.int64))
             negatives.append(np.empty(0, dtype=np.int64))
+            hidden.append(np.empty(0, dtype=bool))
             continue
         base = tables[slot.domain].base
         rows = slot.rows[-max_sequence:]
         sequences.append(base + rows)
         for item in sequences[-1].tolist():
             sources.setdefault(item, slot.tar)
-        if negatives_seed is not None:
-            negatives.append(_draw_negatives(slot, base, pool, negatives_seed, len(rows) - 1))
+        rng = user_generator(*seed, slot.user)
+        if with_negatives:
+            negatives.append(_draw_negatives(slot, base, pool, rng, len(rows) - 1))
+        if mask_rate:
+            hidden.append(_draw_hidden(rng, len(rows) - 1, mask_rate))
     # in the order of the merged batch, so that a single part's pixels go into it as they are
     ids = np.sort(np.fromiter(sources, dtype=np.int64, count=len(sources)))
     titles, images = _contents(ids, sources, tables, preprocessor)
     return Part(
         users=users,
         sequences=sequences,
-        negatives=negatives if negatives_seed is not None else None,
+        negatives=negatives if with_negatives else None,
+        hidden=hidden if mask_rate else None,
         ids=ids,
         titles=titles,
         images=images,
     )
 
 
-def _draw_negatives(slot: RawUser, base: int, pool: Pool, seed: tuple[int, int], count: int) -> np.ndarray:
+def _draw_negatives(slot: RawUser, base: int, pool: Pool, rng: np.random.Generator, count: int) -> np.ndarray:
     """One negative for each target, uniform over the pool without the user's own items.
 
     As the pool is uniform over the catalogue, so is each negative over the items that the user does not have
@@ -110,7 +124,16 @@ def _draw_negatives(slot: RawUser, base: int, pool: Pool, seed: tuple[int, int],
     allowed = drawn[~np.isin(drawn, base + slot.rows)]
     if not len(allowed):
         allowed = drawn
-    return user_generator(*seed, slot.user).choice(allowed, count)
+    return rng.choice(allowed, count)
+
+
+def _draw_hidden(rng: np.random.Generator, count: int, rate: float) -> np.ndarray:
+    """Which of `count` targets are hidden: at least one, and in some epochs the newest only, as in a recommendation."""
+    if rng.random() >= _NEWEST_ONLY:
+        hidden = rng.random(count) < rate
+        if hidden.any():
+            return hidden
+    return np.arange(count) == count - 1
 
 
 def _contents(
@@ -159,12 +182,15 @@ def merge(
     sequence = np.zeros((len(users), max_sequence), dtype=np.int64)
     mask = np.zeros((len(users), max_sequence), dtype=bool)
     negatives = np.zeros((len(users), max_sequence - 1), dtype=np.int64)
+    hidden = np.zeros((len(users), max_sequence - 1), dtype=bool)
     for row, numbers in enumerate(numbers for part in parts for numbers in part.sequences):
         sequence[row, : len(numbers)] = np.searchsorted(ids, numbers)
         mask[row, : len(numbers)] = True
     if with_negatives:
         for row, numbers in enumerate(numbers for part in parts for numbers in part.negatives or ()):
             negatives[row, : len(numbers)] = np.searchsorted(ids, numbers)
+    for row, drawn in enumerate(drawn for part in parts for drawn in part.hidden or ()):
+        hidden[row, : len(drawn)] = drawn
     bases = np.asarray([table.base for table in tables])
     domain = domain_of(ids, bases)
     return UserBatch(
@@ -176,6 +202,7 @@ def merge(
         occurrence_rate=torch.from_numpy(_rates(ids, domain, tables)),
         pool_rate=torch.from_numpy(np.asarray([table.pool_rate for table in tables], dtype=np.float32)[domain]),
         domain=torch.from_numpy(domain.astype(np.int64)),
+        hidden=torch.from_numpy(hidden) if parts[0].hidden is not None else None,
     )
 
 

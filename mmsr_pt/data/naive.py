@@ -49,6 +49,7 @@ def every_slot(batch: UserBatch, preprocessor: Preprocessor) -> UserBatch:
         mask=batch.mask,
         users=batch.users,
         negatives=own[:, :-1, 1],
+        hidden=batch.hidden,
     )
 
 

@@ -52,6 +52,8 @@ class UserStream(IterableDataset):
     """L + 1: newest positions of a training sequence that are kept."""
     with_negatives: bool
     """Draw one negative a position from the pool (`bce`)."""
+    mask_rate: float = 0.0
+    """Share of the targets to hide; 0: nothing is hidden."""
     first_step: int = 0
 
     def __iter__(self) -> Iterator[Part]:
@@ -83,7 +85,9 @@ class UserStream(IterableDataset):
                     pool,
                     tables=self.tables,
                     preprocessor=self.preprocessor,
-                    negatives_seed=(self.order.seed, epoch) if self.with_negatives else None,
+                    seed=(self.order.seed, epoch),
+                    with_negatives=self.with_negatives,
+                    mask_rate=self.mask_rate,
                     max_sequence=self.max_sequence,
                 )
 

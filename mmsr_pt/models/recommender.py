@@ -78,6 +78,19 @@ class MMSRModel(nn.Module, ModelHubMixin):
         """
         return self._finish(self.sequence_encoder(self._history(vectors), mask))
 
+    def encode_hidden(self, vectors: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+        """What to score hidden items with, by an encoder that is not causal.
+
+        Args:
+            vectors: [B, L, D] from `encode_items`, oldest first, real ones left.
+            mask: [B, L] bool.
+            hidden: [B, L] bool, within `mask`: positions whose items are not seen.
+
+        Returns:
+            [B, L, D]; the output at a hidden position scores the item that stands there.
+        """
+        return self._finish(self.sequence_encoder.fill(self._history(vectors), mask, hidden))
+
     def encode_last(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """[B, D]: what `encode_users` gives at the last real position, of which each history has one."""
         return self._finish(self.sequence_encoder.last(self._history(vectors), mask))

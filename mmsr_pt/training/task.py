@@ -15,7 +15,10 @@ from mmsr_pt.training.negatives import gather_vectors, interactions_by_domain, o
 
 
 class NextItemTask(nn.Module):
-    """Dense next-item prediction: every position of a history predicts the item after it (section 3 of the paper)."""
+    """Dense next-item prediction: every position of a history predicts the item after it (section 3 of the paper).
+
+    Where the batch hides items, these are predicted instead, from both sides (BERT4Rec's Cloze task).
+    """
 
     def __init__(self, model: MMSRModel, loss: Literal["softmax", "bce"], num_domains: int) -> None:
         super().__init__()
@@ -35,8 +38,7 @@ class NextItemTask(nn.Module):
             vectors = gather_vectors(batch, vectors)
         assert batch.positions is not None
         positions = batch.positions
-        hidden = self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), batch.targets)
-        queries = hidden.flatten(0, 1)[positions]
+        queries = self._users(batch, vectors).flatten(0, 1)[positions]
         target = batch.sequence[:, 1:].flatten()[positions]
         positive = self.model.score_pairs(queries, F.embedding(target, vectors))
         report = {"items_encoded": float(len(batch.items)), "slots": float(2 * batch.sequence.numel())}
@@ -47,6 +49,13 @@ class NextItemTask(nn.Module):
         else:
             loss = self._softmax(batch, vectors, queries, positive)
         return loss, batch.targets.sum(), report
+
+    def _users(self, batch: UserBatch, vectors: Tensor) -> Tensor:
+        """[B, L, D]: what scores the target at each position."""
+        if batch.hidden is None:
+            return self.model.encode_users(F.embedding(batch.sequence[:, :-1], vectors), batch.targets)
+        hidden = F.pad(batch.hidden, (1, 0))  # the first item is no target
+        return self.model.encode_hidden(F.embedding(batch.sequence, vectors), batch.mask, hidden)[:, 1:]
 
     def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
         assert batch.domain is not None

@@ -35,6 +35,7 @@ def batches(
     accumulation: int = 1,
     first_step: int = 0,
     with_negatives: bool = False,
+    mask_rate: float = 0.0,
     image_size: int | None = 16,
 ) -> Iterator[UserBatch]:
     image = None if image_size is None else ImageSpec(image_size, image_size, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -50,13 +51,14 @@ def batches(
         share=Share(rank, world_size, accumulation, replicate_pool=with_negatives),
         max_sequence=21,
         with_negatives=with_negatives,
+        mask_rate=mask_rate,
         first_step=first_step,
     )
     return iter(TrainLoader(stream, workers, pin_memory=False))
 
 
-def by_user(batch: UserBatch) -> dict[int, tuple[list[int], list[int]]]:
-    """By user: (item numbers of the sequence, item numbers of the negatives)."""
+def by_user(batch: UserBatch) -> dict[int, tuple[list[int], list[int], list[int]]]:
+    """By user: (item numbers of the sequence, item numbers of the negatives, positions in the sequence asked for)."""
     found = {}
     for row, user in enumerate(batch.users.tolist()):
         if user < 0:
@@ -65,8 +67,9 @@ def by_user(batch: UserBatch) -> dict[int, tuple[list[int], list[int]]]:
         sequence = batch.items.ids[batch.sequence[row][batch.mask[row]]].tolist()
         negatives = []
         if batch.negatives is not None:
-            negatives = batch.items.ids[batch.negatives[row][batch.targets[row]]].tolist()
-        found[user] = (sequence, negatives)
+            negatives = batch.items.ids[batch.negatives[row][batch.mask[row, 1:]]].tolist()
+        assert not batch.targets[row][~batch.mask[row, 1:]].any()
+        found[user] = (sequence, negatives, (1 + batch.targets[row].nonzero()[:, 0]).tolist())
     return found
 
 
@@ -89,7 +92,8 @@ def test_an_epoch_shows_every_training_sequence_once(small_domain: Domain) -> No
     order = make_order([small_domain])
     seen: dict[int, list[int]] = {}
     for step in steps([small_domain], 1, 0, 1, order.steps_per_epoch):
-        for user, (sequence, _) in step.items():
+        for user, (sequence, _, asked) in step.items():
+            assert asked == list(range(1, len(sequence)))
             assert user not in seen
             seen[user] = sequence
     expected = dict(zip(small_domain.eval["user"].to_list(), small_domain.eval["history"].to_list()))
@@ -97,18 +101,39 @@ def test_an_epoch_shows_every_training_sequence_once(small_domain: Domain) -> No
 
 
 @pytest.mark.parametrize(("world_size", "workers", "accumulation"), [(2, 0, 1), (1, 2, 1), (2, 2, 2), (1, 0, 4)])
-def test_a_step_is_the_same_users_and_negatives_however_it_is_shared_out(
+def test_a_step_is_the_same_users_negatives_and_hidden_items_however_it_is_shared_out(
     small_domain: Domain, world_size: int, workers: int, accumulation: int
 ) -> None:
     count = make_order([small_domain]).steps_per_epoch + 2
-    alone = steps([small_domain], 1, 0, 1, count, with_negatives=True)
-    assert steps([small_domain], world_size, workers, accumulation, count, with_negatives=True) == alone
+    drawn = {"with_negatives": True, "mask_rate": 0.4}
+    alone = steps([small_domain], 1, 0, 1, count, **drawn)
+    assert steps([small_domain], world_size, workers, accumulation, count, **drawn) == alone
 
 
 def test_resumed_in_the_middle_of_an_epoch_the_stream_goes_on_where_it_was(small_domain: Domain) -> None:
     count = make_order([small_domain]).steps_per_epoch + 3
-    whole = steps([small_domain], 1, 0, 1, count, with_negatives=True)
-    assert steps([small_domain], 1, 0, 1, count - 2, with_negatives=True, first_step=2) == whole[2:]
+    drawn = {"with_negatives": True, "mask_rate": 0.4}
+    whole = steps([small_domain], 1, 0, 1, count, **drawn)
+    assert steps([small_domain], 1, 0, 1, count - 2, first_step=2, **drawn) == whole[2:]
+
+
+def test_hidden_items_are_drawn_anew_in_every_epoch_and_at_least_one_a_user(small_domain: Domain) -> None:
+    per_epoch = make_order([small_domain]).steps_per_epoch
+    found = steps([small_domain], 1, 0, 1, 2 * per_epoch, mask_rate=0.4)
+    first, second = (
+        {user: seen for step in epoch for user, seen in step.items()}
+        for epoch in (found[:per_epoch], found[per_epoch:])
+    )
+    assert first.keys() == second.keys()
+    assert sum(first[user] != second[user] for user in first) > 0.9 * len(first)
+    asked = [(len(sequence) - 1, hidden) for sequence, _, hidden in [*first.values(), *second.values()]]
+    assert all(hidden for _, hidden in asked)
+    # a tenth of the time the newest alone, else 0.4 of the targets or, by chance none, the newest
+    expected = sum(0.1 + 0.9 * (0.4 * targets + 0.6**targets) for targets, _ in asked)
+    assert sum(len(hidden) for _, hidden in asked) == pytest.approx(expected, rel=0.05)
+    newest_only = [hidden == [targets] for targets, hidden in asked]
+    chance = [0.1 + 0.9 * (0.4 * 0.6 ** (targets - 1) + 0.6**targets) for targets, _ in asked]
+    assert sum(newest_only) == pytest.approx(sum(chance), rel=0.3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -143,9 +168,9 @@ def test_items_of_a_batch_are_distinct_and_hold_their_own_content(
 
 def test_negatives_are_never_the_users_own_and_come_from_the_pool(small_domain: Domain) -> None:
     for step in steps([small_domain], 1, 0, 1, 3, with_negatives=True):
-        everyone = {item for _, negatives in step.values() for item in negatives}
+        everyone = {item for _, negatives, _ in step.values() for item in negatives}
         assert len(everyone) <= 16
-        for sequence, negatives in step.values():
+        for sequence, negatives, _ in step.values():
             assert len(negatives) == len(sequence) - 1
             assert not set(negatives) & set(sequence)
 
@@ -155,7 +180,7 @@ def test_several_domains_keep_their_numbers_and_negatives_apart(small_domain: Do
     split = small_domain.num_items
     domains_met = set()
     for step in steps(two, 1, 0, 1, 6, with_negatives=True):
-        for user, (sequence, negatives) in step.items():
+        for user, (sequence, negatives, _) in step.items():
             of_second = user >= small_domain.num_users
             domains_met.add(of_second)
             assert all((item >= split) == of_second for item in sequence + negatives)
@@ -180,7 +205,7 @@ def test_eight_lanes_of_one_tar_show_what_one_user_after_the_other_holds(tmp_pat
     assert order.num_lanes == 8
     seen = {}
     for batch in itertools.islice(batches([domain], workers=1), order.steps_per_epoch):
-        seen.update({user: sequence for user, (sequence, _) in by_user(batch).items()})
+        seen.update({user: sequence for user, (sequence, _, _) in by_user(batch).items()})
         assert batch.items.images is not None
         preprocessor = Preprocessor(None, ImageSpec(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3))
         for row, pixels in zip(batch.items.ids.tolist(), batch.items.images):

@@ -1,5 +1,7 @@
 """Model and loss together: what a micro-batch costs, and that nothing in it makes the host wait."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -66,6 +68,33 @@ def test_softmax_by_hand() -> None:
     assert loss.item() == pytest.approx(by_hand(model, inclusion), rel=1e-5)
     assert count.item() == 3 + 1 + 2
     assert report == {"items_encoded": len(batch.items), "slots": 2 * 3 * LENGTH}
+
+
+def test_hidden_items_by_hand() -> None:
+    """A history's hidden items are what is asked for, each by the vector where it stands, among unseen negatives."""
+    torch.manual_seed(0)
+    config = ModelConfig(item="id", width=8, max_history=LENGTH - 1, fusion_heads=2, score="dot", sequence="bert4rec")
+    model = MMSRModel.build(config, num_items=NUM_ITEMS).eval()
+    batch = batch_of(SEQUENCES, pool=[1, 5])
+    hidden = torch.tensor([[True, False, True], [True, False, False], [False, True, False]])
+    batch = dataclasses.replace(batch, hidden=hidden, positions=None)
+    loss, count, _ = NextItemTask(model, "softmax", num_domains=1)(batch)
+    table = model.item_encoder.items.weight.detach()  # type: ignore[union-attr]
+    total = 0.0
+    for sequence, asked in zip(SEQUENCES, [[1, 3], [1], [2]], strict=True):
+        unseen = torch.zeros(1, len(sequence), dtype=torch.bool)
+        unseen[0, asked] = True
+        states = model.sequence_encoder.fill(table[torch.tensor(sequence)][None], torch.ones_like(unseen), unseen)[0]
+        for position in asked:
+            state, target = states[position].double(), sequence[position]
+            partition = (state @ table[target].double()).exp()
+            for item in batch.items.ids.tolist():
+                inclusion = 1 - (1 - item / sum(range(NUM_ITEMS))) ** 9 * (1 - 2 / NUM_ITEMS)
+                if item not in sequence:
+                    partition += (state @ table[item].double()).exp() / inclusion
+            total += (partition.log() - state @ table[target].double()).item()
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert count.item() == 4
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])

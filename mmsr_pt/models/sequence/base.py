@@ -13,7 +13,10 @@ from mmsr_pt.registry import Registry
 
 
 class SequenceEncoder(nn.Module):
-    """Reads a history from the left; neither padding nor what comes later changes a valid output."""
+    """Reads a history from the left; neither padding nor what comes later changes a valid output of `forward`."""
+
+    is_causal: bool = True
+    """Trained to score the next item at every position; else by `fill`, which sees both sides of a hidden item."""
 
     default_layers: int
     """Blocks where the configuration names no number: as many as in the paper."""
@@ -30,6 +33,19 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """[B, L, D], [B, L] bool -> [B, L, D]; values at padding have no meaning."""
+        raise NotImplementedError
+
+    def fill(self, vectors: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+        """Of an encoder that is not causal: what scores the items at hidden positions, of which it sees the others.
+
+        Args:
+            vectors: [B, L, D].
+            mask: [B, L] bool.
+            hidden: [B, L] bool: positions that must not be seen.
+
+        Returns:
+            [B, L, D]; values at positions that are not hidden have no meaning.
+        """
         raise NotImplementedError
 
     def last(self, vectors: Tensor, mask: Tensor) -> Tensor:

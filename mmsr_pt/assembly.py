@@ -138,7 +138,7 @@ def build_stream(
         share=Share(place.rank, place.world_size, accumulation, replicate_pool=is_bce),
         max_sequence=config.model.max_history + 1,
         with_negatives=is_bce,
-        mask_rate=0.0 if sequence_encoders[config.model.sequence].is_causal else config.optim.mask_rate,
+        cloze_rate=0.0 if sequence_encoders[config.model.sequence].is_causal else config.optim.cloze_rate,
         first_step=first_step,
     )
     return TrainLoader(

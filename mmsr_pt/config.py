@@ -34,7 +34,12 @@ class ModelConfig:
     text: str = "tiny"
     """Text tower: tiny, hf:NAME, hf:/a/local/dir, or none (MMSR-V)."""
     vision: str = "tiny"
-    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, or none (MMSR-T)."""
+    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, hf:NAME, hf:/a/local/dir, or none (MMSR-T)."""
+    patch_mask: float = 0.0
+    """Share of a picture's patches that a vision transformer does not see in training, drawn anew each time, in [0, 1)
+    (ViT-MAE's pre-training and the paper: 0.75)."""
+    patch_mask_eval: bool = False
+    """Hide them in evaluation, too, which makes item vectors random."""
     fusion: str = "merge"
     """How text and vision become one item vector: sum, concat, gate, film, each also with a perceptron behind it
     (sum+dnn); co (co-attention), merge (merge-attention)."""
@@ -101,7 +106,12 @@ class ModelConfig:
             f"and --fusion_heads {self.fusion_heads}",
         )
         _require(self.temperature > 0, f"--temperature {self.temperature} must be above 0")
-        for name in ("dropout", "attention_dropout"):
+        _require(
+            not self.patch_mask or self.vision_policy != "side",
+            f"--patch_mask {self.patch_mask} does not go with side tuning, which keeps what the whole picture gives: "
+            "give another --vision_tune",
+        )
+        for name in ("dropout", "attention_dropout", "patch_mask"):
             _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             value = getattr(self, name)
@@ -157,7 +167,7 @@ class OptimConfig:
     bank_refresh: int = 0
     """Steps between encodings of the catalogue for the bank, which also happen at every checkpoint; 0: whenever the
     model is validated."""
-    mask_rate: float = 0.2
+    cloze_rate: float = 0.2
     """Share of a history's items that bert4rec does not see in training and is asked for, in (0, 1]."""
     lr: float = 5e-4
     """Learning rate of fusion, projections, sequence encoder, side networks and `tiny` towers."""
@@ -177,7 +187,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "text_lr", "vision_lr"):
             _require(getattr(self, name) > 0, f"--{name} {getattr(self, name)} must be above 0")
-        _require(0 < self.mask_rate <= 1, f"--mask_rate {self.mask_rate} must lie in (0, 1]")
+        _require(0 < self.cloze_rate <= 1, f"--cloze_rate {self.cloze_rate} must lie in (0, 1]")
         for name in ("bank_size", "bank_refresh"):
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(

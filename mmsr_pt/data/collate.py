@@ -66,7 +66,7 @@ def encode_part(
     preprocessor: Preprocessor,
     seed: tuple[int, int],
     with_negatives: bool,
-    mask_rate: float,
+    cloze_rate: float,
     max_sequence: int,
 ) -> Part:
     """Decodes what these users and this worker's share of the pool need, each distinct item once.
@@ -78,7 +78,7 @@ def encode_part(
         preprocessor: what the towers read; parts that the model lacks are neither read nor decoded.
         seed: (seed, epoch) of what is drawn for each user.
         with_negatives: whether to draw one negative a target.
-        mask_rate: share of the targets to hide; 0: nothing is hidden.
+        cloze_rate: share of the targets to hide; 0: nothing is hidden.
         max_sequence: newest positions kept of a sequence.
     """
     users = np.asarray([-1 if slot is None else slot.user for slot in slots], dtype=np.int64)
@@ -98,8 +98,8 @@ def encode_part(
         rng = user_generator(*seed, slot.user)
         if with_negatives:
             negatives.append(_draw_negatives(slot, base, pool, rng, len(rows) - 1))
-        if mask_rate:
-            hidden.append(_draw_hidden(rng, len(rows) - 1, mask_rate))
+        if cloze_rate:
+            hidden.append(_draw_hidden(rng, len(rows) - 1, cloze_rate))
     # in the order of the merged batch, so that a single part's pixels go into it as they are
     ids = np.sort(np.fromiter(sources, dtype=np.int64, count=len(sources)))
     titles, images = _contents(ids, sources, tables, preprocessor)
@@ -107,7 +107,7 @@ def encode_part(
         users=users,
         sequences=sequences,
         negatives=negatives if with_negatives else None,
-        hidden=hidden if mask_rate else None,
+        hidden=hidden if cloze_rate else None,
         ids=ids,
         titles=titles,
         images=images,

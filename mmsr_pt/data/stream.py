@@ -52,7 +52,7 @@ class UserStream(IterableDataset):
     """L + 1: newest positions of a training sequence that are kept."""
     with_negatives: bool
     """Draw one negative a position from the pool (`bce`)."""
-    mask_rate: float = 0.0
+    cloze_rate: float = 0.0
     """Share of the targets to hide; 0: nothing is hidden."""
     first_step: int = 0
 
@@ -87,7 +87,7 @@ class UserStream(IterableDataset):
                     preprocessor=self.preprocessor,
                     seed=(self.order.seed, epoch),
                     with_negatives=self.with_negatives,
-                    mask_rate=self.mask_rate,
+                    cloze_rate=self.cloze_rate,
                     max_sequence=self.max_sequence,
                 )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, create_bidirectional_mask, sdpa_mask
+from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.attention import attend
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, use_own_attention
 from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
@@ -35,8 +34,6 @@ _BLOCKS = {
 }
 """Model type -> where its blocks are, for types whose forward is embeddings, then blocks."""
 
-_NOT_ARCHITECTURE = ("_name_or_path", "dtype", "transformers_version")
-
 
 class BertLikeText(Tower):
     """An encoder whose forward is embeddings, a projection of them (ELECTRA), then blocks."""
@@ -48,7 +45,7 @@ class BertLikeText(Tower):
         # nothing reads the pooled first token: as a trained group it would never get a gradient
         if hasattr(backbone, "pooler"):
             backbone.pooler = None
-        _use_own_attention(backbone)
+        use_own_attention(backbone)
         self.backbone = backbone
         self.out_dim = backbone.config.hidden_size
 
@@ -78,32 +75,6 @@ class BertLikeText(Tower):
         return self.backbone.embeddings_project(hidden) if hasattr(self.backbone, "embeddings_project") else hidden
 
 
-_ATTENTION = "mmsr_pt"
-"""What the library knows `attend` as."""
-
-
-def _use_own_attention(backbone: PreTrainedModel) -> None:
-    """Makes the library's attention modules call `attend`, with the masks that they would give to torch's own."""
-    transformers.AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-    backbone.set_attn_implementation(_ATTENTION)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """`attend` with the signature of transformers' AttentionInterface."""
-    mixed = attend(query, key, value, attention_mask, dropout, scale=scaling)
-    return mixed.transpose(1, 2).contiguous(), None
-
-
 def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return block(hidden, mask)
 
@@ -131,28 +102,15 @@ class AnyText(WholeTower):
         return _config_of(self.backbone)
 
     def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
-        """(name, block or None for the embeddings) by the longest list of blocks in the module tree."""
-        lists = [(name, part) for name, part in self.backbone.named_modules() if isinstance(part, nn.ModuleList)]
-        where, blocks = max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", []))
-        pattern = re.compile(rf"backbone\.{re.escape(where)}\.(\d+)\.")
-        is_past_blocks = False
-        for name, _ in self.named_parameters():
-            found = pattern.match(name)
-            is_past_blocks |= found is not None
-            if found is not None:
-                yield name, int(found[1])
-            elif is_past_blocks and "embed" not in name:
-                yield name, len(blocks) - 1
-            else:
-                yield name, None
+        """See WholeTower."""
+        return ((f"backbone.{name}", block) for name, block in blocks_by_name(self.backbone))
 
     def _run_backbone(self, title_ids: Tensor, mask: Tensor) -> Tensor:
         return self.backbone(input_ids=title_ids, attention_mask=mask.long()).last_hidden_state
 
 
 def _config_of(backbone: PreTrainedModel) -> dict[str, Any]:
-    config = backbone.config.to_dict()
-    return {"kind": "hf", "config": {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}}
+    return {"kind": "hf", "config": architecture_of(backbone)}
 
 
 def from_config(config: dict[str, Any]) -> Tower:

@@ -262,6 +262,8 @@ def _assemble(
     config: ModelConfig, text: Tower | None, vision: VisionTower | None, fusion: type[Fusion]
 ) -> ContentItemEncoder:
     text = None if text is None else tuned(text, config.text_policy, config.width)
-    vision = None if vision is None else tuned(vision, config.vision_policy, config.width)
+    if vision is not None:
+        vision.hide_patches(config.patch_mask, config.patch_mask_eval)
+        vision = tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
     return ContentItemEncoder(text, vision, fused, config.width, config.recompute)

@@ -88,13 +88,18 @@ def check_text_name(name: str) -> None:
     """Refuses what names no text tower, before anything (a tokenizer on the hub, say) is looked for under that name."""
     kind, _, reference = name.partition(":")
     if kind == "hf" and reference:
-        path = Path(reference).expanduser()
-        if not path.is_dir() and (path.is_absolute() or reference.startswith(".") or reference.count("/") > 1):
-            raise UserError(f"--text {name}: there is no such directory; give one with config.json and weights")
+        check_hf_place("--text", reference)
     elif name not in ("tiny", "none"):
         if kind != "hf" and _looks_like_a_model(name):
             raise UserError(f"--text {name} has no prefix: write hf:{name} for a transformers model or directory")
         raise unknown_name("text tower", name, ("tiny", "hf:NAME", "hf:/a/local/dir", "none"))
+
+
+def check_hf_place(flag: str, reference: str) -> None:
+    """Refuses a directory that is not there, before it is looked for on the hub."""
+    path = Path(reference).expanduser()
+    if not path.is_dir() and (path.is_absolute() or reference.startswith(".") or reference.count("/") > 1):
+        raise UserError(f"{flag} hf:{reference}: there is no such directory; give one with config.json and weights")
 
 
 def _looks_like_a_model(name: str) -> bool:

@@ -42,7 +42,9 @@ def to_tokens(backbone: nn.Module, hidden: Tensor) -> Tensor:
     return hidden.flatten(1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else grid_to_tokens(hidden)
 
 
-def _vision_transformer(model: Any) -> Iterator[Piece]:
+def vision_transformer(model: Any) -> Iterator[Piece]:
+    """Of the ViT family: patches become tokens in the first piece."""
+
     def embed(images: Tensor) -> Tensor:
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
@@ -104,7 +106,7 @@ def _resnet(model: Any) -> Iterator[Piece]:
 
 
 _FAMILIES: tuple[tuple[Any, Callable[[Any], Iterator[Piece]]], ...] = (
-    (VisionTransformer, _vision_transformer),
+    (VisionTransformer, vision_transformer),
     (SwinTransformer, _swin),
     (EfficientNet, _efficientnet),
     (ResNet, _resnet),

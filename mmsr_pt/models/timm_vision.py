@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.timm_families import cut_of, running_functions, to_tokens
+from mmsr_pt.models.timm_families import cut_of, running_functions, to_tokens, vision_transformer
 from mmsr_pt.models.tower import Step
 from mmsr_pt.models.vision_tower import VisionTower
 from mmsr_pt.models.whole import WholeTower, drop_unused
@@ -39,6 +39,8 @@ class SteppedTimm(VisionTower):
         self.model_args = model_args
         self.image_spec = _image_spec(backbone)
         self.out_dim = backbone.num_features
+        if cut_of(backbone) is vision_transformer:
+            self.num_special_tokens = backbone.num_prefix_tokens
         used = {part.split(".")[1] for step in self.steps() for part in step.parts}
         for name, child in list(backbone.named_children()):
             # a head that nothing reads would be a trained group without a gradient
@@ -54,7 +56,10 @@ class SteppedTimm(VisionTower):
             for piece in pieces(self.backbone)
         ]
         first = Step(steps[0].group, (), lambda images, _: self.pixels(images))
-        return [first, *steps, Step(steps[-1].group, (), lambda hidden, _: self.as_tokens(hidden))]
+        # a vision transformer's stem is one piece, after which pictures are tokens
+        stem, blocks = steps[:1], steps[1:]
+        last = Step(steps[-1].group, (), lambda hidden, _: self.as_tokens(hidden))
+        return [first, *stem, *self.hiding("stem"), *blocks, last]
 
     def as_tokens(self, hidden: Tensor) -> Tensor:
         """See Tower."""

@@ -1,4 +1,4 @@
-"""Vision towers by name: `tiny`, `timm:NAME`, `timm:local-dir:DIR`; uint8 images in, tokens out."""
+"""Vision towers by name: `tiny`, `timm:NAME`, `timm:local-dir:DIR`, `hf:NAME_OR_DIR`; uint8 images in, tokens out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
 from mmsr_pt.models.side import SideVisionTower
+from mmsr_pt.models.text import check_hf_place
 from mmsr_pt.models.tower import BLOCK, SIDE, Step
 from mmsr_pt.models.vision_tower import VisionTower, grid_to_tokens
 from mmsr_pt.registry import unknown_name
@@ -77,7 +78,7 @@ def build_vision_tower(name: str) -> VisionTower | None:
     """The vision tower called `name` with its pretrained weights; None for `none`.
 
     Args:
-        name: tiny, timm:NAME, timm:local-dir:DIR or none.
+        name: tiny, timm:NAME, timm:local-dir:DIR, hf:NAME_OR_DIR or none.
 
     Raises:
         UserError: unknown name, or weights that cannot be had.
@@ -91,6 +92,11 @@ def build_vision_tower(name: str) -> VisionTower | None:
         from mmsr_pt.models.timm_vision import load_pretrained
 
         return load_pretrained(reference)
+    if kind == "hf" and reference:
+        check_hf_place("--vision", reference)
+        from mmsr_pt.models.hf_vision import load_pretrained as load_hf
+
+        return load_hf(reference)
     if kind == "local-dir" and reference:
         raise UserError(f"--vision {name} has no prefix: write timm:{name}")
     if kind != "timm" and ":" not in name:
@@ -100,7 +106,7 @@ def build_vision_tower(name: str) -> VisionTower | None:
             raise UserError(f"--vision {name} has no prefix: write timm:{name}")
         if "/" in name:
             raise UserError(f"--vision {name} has no prefix: write timm:local-dir:{name} for a directory")
-    raise unknown_name("vision tower", name, ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "none"))
+    raise unknown_name("vision tower", name, ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "hf:NAME", "none"))
 
 
 def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
@@ -111,6 +117,10 @@ def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
         from mmsr_pt.models.timm_vision import from_config
 
         return from_config(config)
+    if config["kind"] == "hf":
+        from mmsr_pt.models.hf_vision import from_config as from_hf_config
+
+        return from_hf_config(config)
     if config["kind"] == SIDE:
         return SideVisionTower(vision_tower_from_config(config["tower"]), config["width"], config["depths"])
-    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm", SIDE))
+    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm", "hf", SIDE))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ImageSpec
+from mmsr_pt.log import UserError
 from mmsr_pt.models.tower import Activations, Step, Tower
 
 
@@ -19,6 +20,61 @@ class VisionTower(Tower):
 
     image_spec: ImageSpec
     """Pictures are resized straight to this size, without a crop, as in the paper: nothing of an item is cut off."""
+
+    num_special_tokens: int | None = None
+    """Tokens in front of those of the patches, which hiding leaves alone; None: the tower has no patches to hide."""
+    mask_ratio: float = 0.0
+    """Share of each picture's patches that are left out at random; see `hide_patches`."""
+    hides_in_evaluation: bool = False
+    """Whether they are left out in evaluation, too."""
+
+    _is_training: bool = False
+    """Unlike `training` also of a tower that is frozen as a whole."""
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """See Tower."""
+        super().train(mode)
+        self._is_training = mode
+        return self
+
+    def hide_patches(self, ratio: float, in_evaluation: bool) -> None:
+        """From now on leaves out a random share of each picture's patches, as in MAE (He et al. 2022).
+
+        A picture's tokens are then others at every step, so that the frozen part that can be kept ends below them.
+
+        Args:
+            ratio: in [0, 1); int(V * (1 - ratio)) of V patches stay.
+            in_evaluation: as the released code of the paper does, whose item vectors are random for that.
+
+        Raises:
+            UserError: this tower has no patches.
+        """
+        if ratio and self.num_special_tokens is None:
+            raise UserError(
+                f"--patch_mask {ratio}: {type(self).__name__} has no patches to hide; it is for vision transformers, "
+                "such as hf:facebook/vit-mae-base"
+            )
+        self.mask_ratio, self.hides_in_evaluation = ratio, in_evaluation
+
+    def hiding(self, group: str) -> list[Step]:
+        """The step that hides patches, if any are to be; it follows that of `group` which makes tokens of them."""
+        return [Step(group, (), self._hide)] if self.mask_ratio else []
+
+    def _hide(self, tokens: Tensor, _: object) -> Tensor:
+        """[N, S + V, d] -> [N, S + V', d]."""
+        if not (self._is_training or self.hides_in_evaluation):
+            return tokens
+        assert self.num_special_tokens is not None
+        special, patches = tokens.split([self.num_special_tokens, tokens.shape[1] - self.num_special_tokens], dim=1)
+        noise = torch.rand(patches.shape[:2], device=tokens.device)
+        kept = noise.argsort(dim=1)[:, : int(patches.shape[1] * (1 - self.mask_ratio))]
+        patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
+        return torch.cat([special, patches], dim=1)
+
+    def _num_prefix_steps(self) -> int:
+        before = next((i for i, step in enumerate(self.steps()) if step.run == self._hide), None)
+        frozen = super()._num_prefix_steps()
+        return frozen if before is None else min(frozen, before)
 
     def pixels(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] uint8 -> the same normalised, in the dtype of the weights, channels last in memory."""

@@ -35,7 +35,7 @@ def batches(
     accumulation: int = 1,
     first_step: int = 0,
     with_negatives: bool = False,
-    mask_rate: float = 0.0,
+    cloze_rate: float = 0.0,
     image_size: int | None = 16,
 ) -> Iterator[UserBatch]:
     image = None if image_size is None else ImageSpec(image_size, image_size, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -51,7 +51,7 @@ def batches(
         share=Share(rank, world_size, accumulation, replicate_pool=with_negatives),
         max_sequence=21,
         with_negatives=with_negatives,
-        mask_rate=mask_rate,
+        cloze_rate=cloze_rate,
         first_step=first_step,
     )
     return iter(TrainLoader(stream, workers, pin_memory=False))
@@ -105,21 +105,21 @@ def test_a_step_is_the_same_users_negatives_and_hidden_items_however_it_is_share
     small_domain: Domain, world_size: int, workers: int, accumulation: int
 ) -> None:
     count = make_order([small_domain]).steps_per_epoch + 2
-    drawn = {"with_negatives": True, "mask_rate": 0.4}
+    drawn = {"with_negatives": True, "cloze_rate": 0.4}
     alone = steps([small_domain], 1, 0, 1, count, **drawn)
     assert steps([small_domain], world_size, workers, accumulation, count, **drawn) == alone
 
 
 def test_resumed_in_the_middle_of_an_epoch_the_stream_goes_on_where_it_was(small_domain: Domain) -> None:
     count = make_order([small_domain]).steps_per_epoch + 3
-    drawn = {"with_negatives": True, "mask_rate": 0.4}
+    drawn = {"with_negatives": True, "cloze_rate": 0.4}
     whole = steps([small_domain], 1, 0, 1, count, **drawn)
     assert steps([small_domain], 1, 0, 1, count - 2, first_step=2, **drawn) == whole[2:]
 
 
 def test_hidden_items_are_drawn_anew_in_every_epoch_and_at_least_one_a_user(small_domain: Domain) -> None:
     per_epoch = make_order([small_domain]).steps_per_epoch
-    found = steps([small_domain], 1, 0, 1, 2 * per_epoch, mask_rate=0.4)
+    found = steps([small_domain], 1, 0, 1, 2 * per_epoch, cloze_rate=0.4)
     first, second = (
         {user: seen for step in epoch for user, seen in step.items()}
         for epoch in (found[:per_epoch], found[per_epoch:])

@@ -9,11 +9,20 @@ from torch import nn
 from transformers import (
     AlbertConfig,
     BertConfig,
+    CLIPVisionConfig,
+    ConvNextConfig,
     DebertaV2Config,
+    DeiTConfig,
+    Dinov2Config,
     DistilBertConfig,
     ElectraConfig,
+    ResNetConfig,
     RobertaConfig,
+    SiglipVisionConfig,
+    SwinConfig,
     T5Config,
+    ViTConfig,
+    ViTMAEConfig,
     XLMRobertaConfig,
 )
 
@@ -43,6 +52,28 @@ HF_CONFIGS = {
     "deberta-v2": DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
     "t5": T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2),
 }
+_PICTURES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
+HF_VISION_STEPPED = {
+    "vit": ViTConfig(**_PICTURES),
+    "deit": DeiTConfig(**_PICTURES),
+    "vit_mae": ViTMAEConfig(**_PICTURES),
+    "dinov2": Dinov2Config(**{k: v for k, v in _PICTURES.items() if k != "intermediate_size"}, drop_path_rate=0.1),
+    "clip_vision_model": CLIPVisionConfig(**_PICTURES),
+    "siglip_vision_model": SiglipVisionConfig(**_PICTURES),
+}
+HF_VISION_WHOLE = {
+    "hf-swin": SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2),
+    "hf-resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+    "hf-convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32),
+}
+HF_IMAGE = {"height": 32, "width": 32, "interpolation": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 TIMM_STEPPED = {
     "test_vit": {},
     "test_vit3": {},  # norms before the blocks, register tokens
@@ -65,10 +96,16 @@ def timm_tower(name: str) -> VisionTower:
     return vision_tower_from_config({"kind": "timm", "architecture": name, "model_args": args, "pretrained_cfg": cfg})
 
 
+def hf_vision_tower(name: str) -> VisionTower:
+    config = {**HF_VISION_STEPPED, **HF_VISION_WHOLE}[name].to_dict()
+    return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
+
+
 TEXT: dict[str, Callable[[], Tower]] = {"tiny": lambda: TinyText(VOCAB)}
 TEXT |= {kind: (lambda kind=kind: hf_tower(kind)) for kind in HF_CONFIGS}
 VISION: dict[str, Callable[[], VisionTower]] = {"tiny": TinyVision}
 VISION |= {name: (lambda name=name: timm_tower(name)) for name in {**TIMM_STEPPED, **TIMM_WHOLE}}
+VISION |= {name: (lambda name=name: hf_vision_tower(name)) for name in {**HF_VISION_STEPPED, **HF_VISION_WHOLE}}
 
 
 def make(modality: str, name: str, seed: int = 0) -> Tower:

@@ -1,0 +1,220 @@
+"""Vision models of the transformers library: `hf:NAME_OR_DIR`.
+
+ViT, DeiT, ViT-MAE, DINOv2 and the vision sides of CLIP and SigLIP are cut between their blocks. Any other model that
+gives a last hidden state works too, with layer groups found by name; it runs as one step, so unless it is frozen as a
+whole its prefix is the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, ImageProcessingMixin, PretrainedConfig, PreTrainedModel
+
+from mmsr_pt.batch import ImageSpec
+from mmsr_pt.log import UserError, reason
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, use_own_attention
+from mmsr_pt.models.tower import BLOCK, Step
+from mmsr_pt.models.vision_tower import VisionTower
+from mmsr_pt.models.whole import WholeTower, drop_unused
+
+log = logging.getLogger(__name__)
+
+
+class _Family(NamedTuple):
+    """Where a model type has its parts; its forward is stem, blocks, top."""
+
+    blocks: str
+    stem: tuple[str, ...] = ("embeddings",)
+    top: tuple[str, ...] = ("layernorm",)
+    num_special_tokens: int = 1
+    """Tokens in front of those of the patches."""
+
+
+_FAMILIES = {
+    "vit": _Family("layers"),
+    "deit": _Family("layers", num_special_tokens=2),
+    "vit_mae": _Family("layers"),
+    "dinov2": _Family("encoder.layer"),
+    # its post_layernorm is for the pooled token only
+    "clip_vision_model": _Family("encoder.layers", stem=("embeddings", "pre_layrnorm"), top=()),
+    "siglip_vision_model": _Family("encoder.layers", top=("post_layernorm",), num_special_tokens=0),
+}
+_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic")
+"""By Pillow's numbers, which the library writes into its files."""
+
+
+class ViTLikeVision(VisionTower):
+    """An encoder whose forward is embeddings, blocks of tokens, a norm."""
+
+    backbone: Any
+
+    def __init__(self, backbone: Any, image_spec: ImageSpec) -> None:
+        super().__init__()
+        self.family = _FAMILIES[backbone.config.model_type]
+        used = {name.split(".")[0] for name in (*self.family.stem, self.family.blocks, *self.family.top)}
+        for name, _ in list(backbone.named_children()):
+            # poolers and heads, which nothing reads, would be trained groups without a gradient
+            if name not in used:
+                setattr(backbone, name, None)
+        # pre-training hides patches behind this token; it is no part of the forward
+        if getattr(backbone.embeddings, "mask_token", None) is not None:
+            backbone.embeddings.mask_token = None
+        if backbone.config.model_type == "vit_mae":
+            # of its own it leaves out patches in evaluation, too
+            backbone.config.mask_ratio = 0.0
+        use_own_attention(backbone)
+        self.backbone = backbone
+        self.image_spec = image_spec
+        self.out_dim = backbone.config.hidden_size
+        self.num_special_tokens = self.family.num_special_tokens
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        stem = tuple(f"backbone.{name}" for name in self.family.stem)
+        blocks = self.backbone.get_submodule(self.family.blocks)
+        steps = [Step("stem", stem, self._embed), *self.hiding("stem")]
+        for i, block in enumerate(blocks):
+            part = f"backbone.{self.family.blocks}.{i}"
+            steps.append(Step(f"{BLOCK}{i}", (part,), functools.partial(_run_block, block)))
+        for name in self.family.top:
+            norm = functools.partial(_run, self.backbone.get_submodule(name))
+            steps.append(Step(f"{BLOCK}{len(blocks) - 1}", (f"backbone.{name}",), norm))
+        return steps
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return _config_of(self.backbone, self.image_spec)
+
+    def _embed(self, images: Tensor, _: object) -> Tensor:
+        embed = self.backbone.embeddings
+        if self.backbone.config.model_type == "vit_mae":
+            # it shuffles patches before it leaves some out: in this order they stay where they are
+            noise = torch.arange(embed.patch_embeddings.num_patches, device=images.device).expand(len(images), -1)
+            hidden = embed(self.pixels(images), noise=noise)[0]
+        else:
+            hidden = embed(self.pixels(images))
+        for name in self.family.stem[1:]:
+            hidden = self.backbone.get_submodule(name)(hidden)
+        return hidden
+
+
+def _run_block(block: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return block(hidden, None)
+
+
+def _run(module: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return module(hidden)
+
+
+class AnyHFVision(WholeTower, VisionTower):
+    """Any other model that gives a last hidden state, of tokens or of a grid, from pixels."""
+
+    bottom = "stem"
+
+    def __init__(self, backbone: PreTrainedModel, image_spec: ImageSpec) -> None:
+        super().__init__(backbone)
+        self.image_spec = image_spec
+        image = torch.zeros((1, 3, image_spec.height, image_spec.width), dtype=torch.uint8)
+        self.out_dim = drop_unused(backbone, lambda: self._run_backbone(image))
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        return [Step("whole", ("backbone",), lambda images, _: self._run_backbone(images))]
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return _config_of(self.backbone, self.image_spec)
+
+    def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
+        """See WholeTower."""
+        return ((f"backbone.{name}", block) for name, block in blocks_by_name(self.backbone))
+
+    def _run_backbone(self, images: Tensor) -> Tensor:
+        return self.as_tokens(self.backbone(self.pixels(images)).last_hidden_state)
+
+
+def _config_of(backbone: PreTrainedModel, image_spec: ImageSpec) -> dict[str, Any]:
+    return {"kind": "hf", "config": architecture_of(backbone), "image": dataclasses.asdict(image_spec)}
+
+
+def from_config(config: dict[str, Any]) -> VisionTower:
+    """The tower of a transformers configuration, with random weights."""
+    made: PretrainedConfig = AutoConfig.for_model(**config["config"])
+    image: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config["image"].items()
+    }
+    return _wrap(AutoModel.from_config(made, dtype=torch.float32), ImageSpec(**image))
+
+
+def load_pretrained(reference: str) -> VisionTower:
+    """The tower of a hub name or a directory, its weights in float32 whatever the file holds.
+
+    A checkpoint of pictures and texts, such as CLIP's, gives its vision side.
+
+    Raises:
+        UserError: it cannot be had, or lacks weights.
+    """
+    # one bar for each rank and each load of a second or two
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(reference)
+        config = getattr(config, "vision_config", config)
+        if not hasattr(config, "num_channels"):
+            raise ValueError(f"{config.model_type} is no vision model")
+        backbone, loading = AutoModel.from_pretrained(
+            reference, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        image_spec = _image_spec(config, _preprocessing(reference))
+    except Exception as error:  # files and downloads fail in many ways
+        raise UserError(
+            f"--vision hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, "
+            "or a directory with config.json and model.safetensors"
+        ) from error
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"--vision hf:{reference} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
+            "it is a checkpoint of another model"
+        )
+    return _wrap(backbone, image_spec)
+
+
+def _preprocessing(reference: str) -> dict[str, Any]:
+    """What the checkpoint's own image processor was configured with; nothing where it has none."""
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(reference)[0]
+    except OSError:
+        log.info("hf:%s says nothing of its pictures: scaled to [-1, 1], resized bilinearly", reference)
+        return {}
+
+
+def _image_spec(config: PretrainedConfig, preprocessing: dict[str, Any]) -> ImageSpec:
+    """Size from the model, whose positions are learned for it; filter and statistics from the image processor."""
+    size = getattr(config, "image_size", None) or preprocessing.get("size") or 224
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
+    height, width = (size, size) if isinstance(size, int) else size
+    is_normalised = preprocessing.get("do_normalize", True)
+    return ImageSpec(
+        height=height,
+        width=width,
+        interpolation=_RESAMPLING[preprocessing.get("resample", 2)],
+        mean=tuple(preprocessing.get("image_mean", (0.5,) * 3)) if is_normalised else (0.0,) * 3,
+        std=tuple(preprocessing.get("image_std", (0.5,) * 3)) if is_normalised else (1.0,) * 3,
+    )
+
+
+def _wrap(backbone: PreTrainedModel, image_spec: ImageSpec) -> VisionTower:
+    model_type = backbone.config.model_type
+    if model_type in _FAMILIES:
+        return ViTLikeVision(backbone, image_spec)
+    log.info("%s runs as one piece: no part of it can be cached unless it is frozen", model_type)
+    return AnyHFVision(backbone, image_spec)

@@ -145,7 +145,9 @@ class _Builder:
         for tower in (self._encoder.text, self._encoder.vision):
             if tower is None or not tower.has_prefix:
                 continue
-            key.update(json.dumps([tower.config(), str(self._reads.image)], sort_keys=True).encode())
+            key.update(
+                json.dumps([tower.config(), tower.num_prefix_steps(), str(self._reads.image)], sort_keys=True).encode()
+            )
             for name, tensor in tower.prefix_state().items():
                 key.update(name.encode())
                 key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

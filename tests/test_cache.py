@@ -44,7 +44,10 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
         text_tower = from_config(bert.to_dict())
     else:
         text_tower = TinyText(tokenizer.vocab_size)
-    vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
+    if vision == "vit":
+        vision_tower = timm_tower("test_vit")
+    else:
+        vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
     text_tower = tuned(text_tower, tune, config.width)
     vision_tower = tuned(vision_tower, tune, config.width)
     encoder = ContentItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
@@ -101,6 +104,19 @@ def test_a_cache_of_side_networks_is_none_for_frozen_towers(domain):
     for number, tune in enumerate(["side", "frozen", "top:1"], start=1):
         open_for(*make_model(domain, tune=tune), domain)
         assert len(list((domain.path / "cache").iterdir())) == number
+
+
+def test_a_cache_of_whole_pictures_is_none_where_patches_are_hidden(domain):
+    """The same weights are frozen, but what is kept ends below the hiding; in evaluation both come to the same."""
+    vectors = []
+    for number, ratio in enumerate([0.0, 0.75], start=1):
+        model, preprocessor = make_model(domain, vision="vit")
+        model.item_encoder.vision.hide_patches(ratio, in_evaluation=False)
+        cache = open_for(model.eval(), preprocessor, domain)
+        assert len(list((domain.path / "cache").iterdir())) == number
+        with torch.no_grad():
+            vectors.append(model.encode_items(batches_of(cache.source(domain, 0))[0]))
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-5)
 
 
 def test_a_side_networks_own_weights_may_change_but_not_the_towers(domain):

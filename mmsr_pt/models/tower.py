@@ -130,7 +130,7 @@ class Tower(nn.Module):
         """
         super().train(mode)
         if mode:
-            for step in self.steps()[: self._num_prefix_steps()]:
+            for step in self.steps()[: self.num_prefix_steps()]:
                 for part in step.parts:
                     module = _find(self, part)
                     if isinstance(module, nn.Module):
@@ -142,7 +142,8 @@ class Tower(nn.Module):
                     module.eval()
         return self
 
-    def _num_prefix_steps(self) -> int:
+    def num_prefix_steps(self) -> int:
+        """Where the cut is: how many of the steps, from the bottom, form the prefix."""
         steps = self.steps()
         trained = self.trained_groups
         return next((i for i, step in enumerate(steps) if step.group in trained), len(steps))
@@ -150,7 +151,7 @@ class Tower(nn.Module):
     @property
     def has_prefix(self) -> bool:
         """Whether anything at the bottom is frozen."""
-        return self._num_prefix_steps() > 0
+        return self.num_prefix_steps() > 0
 
     def prefix_state(self) -> dict[str, Tensor]:
         """Weights and buffers that the output of `prefix` depends on (and no trained ones)."""
@@ -159,7 +160,7 @@ class Tower(nn.Module):
 
     def prefix(self, inputs: Activations) -> Activations:
         """The frozen steps: the same for an item at every step of training."""
-        steps = self.steps()[: self._num_prefix_steps()]
+        steps = self.steps()[: self.num_prefix_steps()]
         if not steps:
             return inputs
         with torch.no_grad():
@@ -179,7 +180,7 @@ class Tower(nn.Module):
 
     def suffix(self, activations: Activations) -> Activations:
         """The trained steps: [N, T, d] with its mask, or [N, V, d]."""
-        return self._run(self.steps()[self._num_prefix_steps() :], activations)
+        return self._run(self.steps()[self.num_prefix_steps() :], activations)
 
     def forward(self, inputs: Activations) -> Activations:
         """Tokens [N, T, d] with their mask from title ids, or [N, V, d] from images."""

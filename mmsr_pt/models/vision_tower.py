@@ -71,9 +71,10 @@ class VisionTower(Tower):
         patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
         return torch.cat([special, patches], dim=1)
 
-    def _num_prefix_steps(self) -> int:
+    def num_prefix_steps(self) -> int:
+        """See Tower."""
         before = next((i for i, step in enumerate(self.steps()) if step.run == self._hide), None)
-        frozen = super()._num_prefix_steps()
+        frozen = super().num_prefix_steps()
         return frozen if before is None else min(frozen, before)
 
     def pixels(self, images: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class WholeTower(Tower):
             by_block.setdefault(-1 if block is None else block, []).append(name)
         return {self.bottom if b < 0 else f"{BLOCK}{b}": by_block[b] for b in sorted(by_block)}
 
-    def _num_prefix_steps(self) -> int:
+    def num_prefix_steps(self) -> int:
+        """See Tower."""
         return 0 if self.trained_groups else len(self.steps())
 
 

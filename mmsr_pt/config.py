@@ -67,8 +67,9 @@ class ModelConfig:
     title_tokens: int = 50
     """Longest title in tokens, special ones included; the rest is cut."""
     tune: str = "top:2"
-    """What of both towers trains: top:K (its last K blocks), full, frozen, or side (a small network beside the frozen
-    tower, which sees its hidden states at several depths). `tiny` always trains in full."""
+    """What of both towers trains: top:K (its last K blocks), full, frozen, side (a small network beside the frozen
+    tower, which sees its hidden states at several depths), or lora:R (updates of rank R of every linear map in its
+    blocks). `tiny` always trains in full."""
     text_tune: str | None = None
     """What of the text tower trains; none given: --tune."""
     vision_tune: str | None = None

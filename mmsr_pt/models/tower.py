@@ -30,6 +30,9 @@ BLOCK = "block."
 _PIECE = 32
 """Items that a CPU takes through a prefix at once."""
 
+LORA = "lora"
+"""Tuning policy that trains low-rank updates of frozen blocks, and how the groups of these end: block.<i>.lora."""
+
 SIDE = "side"
 """Tuning policy that trains a side network beside the frozen tower, and the name of that network's group."""
 
@@ -83,7 +86,7 @@ class Tower(nn.Module):
 
     def is_pretrained(self, group: str) -> bool:
         """Whether a group came with trained weights; one that did not learns at the rate of the rest."""
-        return self.pretrained
+        return self.pretrained and not group.endswith(f".{LORA}")
 
     def config(self) -> dict[str, Any]:
         """JSON from which the same architecture is built again without its original files."""
@@ -97,7 +100,7 @@ class Tower(nn.Module):
             owners = [group for part, group in part_of.items() if name == part or name.startswith(part + ".")]
             assert len(owners) == 1, f"{type(self).__name__}: {name} belongs to {owners or 'no step'}"
             groups[owners[0]].append(name)
-        return groups
+        return with_lora_apart(groups)
 
     @property
     def trained_groups(self) -> frozenset[str]:
@@ -108,8 +111,8 @@ class Tower(nn.Module):
         """Decides what trains.
 
         Args:
-            policy: `top:K` (the last K blocks), `full`, `frozen` or `side` (of the tower itself nothing, see side.py);
-                a tower that is not pretrained trains in full.
+            policy: `top:K` (the last K blocks), `full`, `frozen`, `side` (of the tower itself nothing, see side.py) or
+                `lora:R` (what `add_lora` has put in); a tower that is not pretrained trains in full.
 
         Raises:
             UserError: another word.
@@ -146,7 +149,8 @@ class Tower(nn.Module):
         """Where the cut is: how many of the steps, from the bottom, form the prefix."""
         steps = self.steps()
         trained = self.trained_groups
-        return next((i for i, step in enumerate(steps) if step.group in trained), len(steps))
+        trains = [step.group in trained or f"{step.group}.{LORA}" in trained for step in steps]
+        return trains.index(True) if any(trains) else len(steps)
 
     @property
     def has_prefix(self) -> bool:
@@ -198,6 +202,17 @@ class Tower(nn.Module):
         return next(self.parameters()).dtype
 
 
+def with_lora_apart(groups: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same partition with the low-rank updates of a group as a group of their own, behind it."""
+    apart: dict[str, list[str]] = {}
+    for group, names in groups.items():
+        updates = [name for name in names if ".lora_" in name]
+        apart[group] = [name for name in names if name not in updates]
+        if updates:
+            apart[f"{group}.{LORA}"] = updates
+    return apart
+
+
 def _find(root: nn.Module, dotted: str) -> object:
     found: object = root
     for name in dotted.split("."):
@@ -213,10 +228,12 @@ def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
         return []
     if policy == SIDE:
         return [group for group in groups if group == SIDE]
+    if policy.startswith(f"{LORA}:") and any(group.endswith(f".{LORA}") for group in groups):
+        return [group for group in groups if group.endswith(f".{LORA}")]
     top = re.fullmatch(r"top:(\d+)", policy)
     if top is None or int(top[1]) == 0:
         raise UserError(
-            f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full, frozen or side"
+            f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full, frozen, side or lora:R"
         )
     blocks = [group for group in groups if group.startswith(BLOCK)]
     if int(top[1]) > len(blocks):

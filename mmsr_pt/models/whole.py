@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsr_pt.models.tower import BLOCK, Tower
+from mmsr_pt.models.tower import BLOCK, Tower, with_lora_apart
 
 
 class WholeTower(Tower):
@@ -31,7 +31,7 @@ class WholeTower(Tower):
         by_block: dict[int, list[str]] = {}
         for name, block in self.group_of_parameters():
             by_block.setdefault(-1 if block is None else block, []).append(name)
-        return {self.bottom if b < 0 else f"{BLOCK}{b}": by_block[b] for b in sorted(by_block)}
+        return with_lora_apart({self.bottom if b < 0 else f"{BLOCK}{b}": by_block[b] for b in sorted(by_block)})
 
     def num_prefix_steps(self) -> int:
         """See Tower."""

@@ -209,9 +209,9 @@ def test_a_copy_is_a_tower_of_its_own(modality, name):
     assert torch.equal(other(inputs).hidden, make(modality, name).eval()(inputs).hidden)
 
 
-@pytest.mark.parametrize("policy", ["top2", "top:", "top:-1", "top:0", "half", "", "lora:8"])
+@pytest.mark.parametrize("policy", ["top2", "top:", "top:-1", "top:0", "half", "", "lora", "lora:8"])
 def test_an_unknown_policy_says_what_is_allowed(policy):
-    with pytest.raises(UserError, match=r"top:K .* full, frozen or side"):
+    with pytest.raises(UserError, match=r"top:K .* full, frozen, side or lora:R"):
         make("text", "bert").tune(policy)
 
 

@@ -9,6 +9,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
+from tests.conftest import real_weights
 from tests.pretrain.launching import SMALL, ds_config, finish, losses
 
 PAIRS = {"co": "grurec", "film+dnn": "nextitnet", "gate": "rotary", "concat+dnn": "bert4rec"}
@@ -27,8 +28,21 @@ def test_every_part_goes_through_the_launcher_in_some_test() -> None:
 def test_zero_3_on_two_ranks_learns_what_one_process_does(
     tmp_path: Path, small_domain: Domain, fusion: str, sequence: str
 ) -> None:
-    flags = ["--data", small_domain.path, *SMALL, "--fusion", fusion, "--sequence", sequence]
-    flags += ["--steps", 4, "--dropout", 0]
+    same_on_one_and_two_ranks(tmp_path, small_domain, "--fusion", fusion, "--sequence", sequence)
+
+
+@pytest.mark.slow
+def test_low_rank_updates_of_a_real_tower_do_too(tmp_path: Path, small_domain: Domain) -> None:
+    text = f"hf:{real_weights('minilm-l6')}"
+    learnt = same_on_one_and_two_ranks(tmp_path, small_domain, "--text", text, "--vision", "none", "--tune", "lora:4")
+    updates = [tensor for name, tensor in learnt.state_dict().items() if ".lora_B." in name]
+    assert len(updates) == 6 * 6
+    assert all(tensor.any() for tensor in updates), "they start at zero"
+
+
+def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object) -> MMSRModel:
+    """Four steps in one process without ZeRO and on two ranks at stage 3; returns what the latter learnt."""
+    flags = ["--data", domain.path, *SMALL, *parts, "--steps", 4, "--dropout", 0]
     one = ds_config(tmp_path / "one.json", stage=0, micro_batch=16)
     finish("--ds_config", one, "--run_dir", tmp_path / "one", *flags)
     two = ds_config(tmp_path / "two.json", stage=3, micro_batch=8)
@@ -39,3 +53,4 @@ def test_zero_3_on_two_ranks_learns_what_one_process_does(
     alone, together = (MMSRModel.from_pretrained(tmp_path / run / "model") for run in ("one", "two"))
     for name, tensor in alone.state_dict().items():
         assert torch.allclose(together.state_dict()[name], tensor, rtol=1e-2, atol=1e-4), name
+    return together

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmsr_pt.cache import ItemCache, open_cache
-from mmsr_pt.config import ModelConfig, PretrainConfig
+from mmsr_pt.config import ModelConfig, OptimConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.naive import every_slot
@@ -20,13 +20,13 @@ from mmsr_pt.data.shards.build import ensure_drawn_domain
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
-from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.text import check_text_name
 from mmsr_pt.training.distributed import rank
 from mmsr_pt.training.ds_config import precision, zero_stage
 from mmsr_pt.training.launch import DistInfo
+from mmsr_pt.training.optim import ParamGroup, check_gradients, group_table, param_groups
 
 
 def open_domains(config: PretrainConfig) -> list[Domain]:
@@ -77,10 +77,7 @@ def check_together(config: PretrainConfig, ds_config: Mapping[str, Any]) -> None
 
 
 def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
-    """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.
-
-    Rank 0 prints which of its layer groups train.
-    """
+    """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
     if config.item == "content":
         check_text_name(config.text)
     tokenizer = tokenizer_for(config.text, domains[0].path) if config.item == "content" else None
@@ -89,9 +86,19 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,
         num_items=domains[0].num_items if config.item == "id" else None,
     )
-    if rank() == 0:
-        wide_console().print(group_table(model.layer_groups(), model))
     return model, Preprocessor(tokenizer, model.image_spec, config.title_tokens)
+
+
+def build_param_groups(config: OptimConfig, model: MMSRModel) -> list[ParamGroup]:
+    """Who learns how fast, as torch optimizers want it; rank 0 prints it, one layer group after the other.
+
+    Raises:
+        RuntimeError: something is to train that nothing depends on.
+    """
+    if rank() == 0:
+        wide_console().print(group_table(model, config))
+    check_gradients(model)
+    return param_groups(model, config)
 
 
 def build_cache(

@@ -12,7 +12,15 @@ import sys
 
 import torch
 
-from mmsr_pt.assembly import build_cache, build_model, build_order, build_stream, check_together, open_domains
+from mmsr_pt.assembly import (
+    build_cache,
+    build_model,
+    build_order,
+    build_param_groups,
+    build_stream,
+    check_together,
+    open_domains,
+)
 from mmsr_pt.config import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
 from mmsr_pt.run_dir import choose, record, require_space
@@ -21,7 +29,6 @@ from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import end_process, init_distributed, strip_local_rank
-from mmsr_pt.training.optim import param_groups
 from mmsr_pt.training.task import NextItemTask
 
 
@@ -40,10 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     order = build_order(config, domains, ds_config["train_batch_size"], place.world_size)
     torch.manual_seed(config.run.seed)  # the same weights on every rank ...
     model, preprocessor = build_model(config.model, domains)
+    param_groups = build_param_groups(config.optim, model)
     cache = build_cache(config, model, preprocessor, domains, ds_config, place)
 
     task = NextItemTask(model, config.optim.loss, num_domains=len(domains))
-    engine = Engine(task, param_groups(model, config.optim), ds_config, place)
+    engine = Engine(task, param_groups, ds_config, place)
     torch.manual_seed(config.run.seed + place.rank)  # ... and other dropout
     trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place, cache)
     from_rank0(lambda: require_space(run_dir, engine.parameters))

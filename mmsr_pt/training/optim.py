@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+import torch
+from rich import box
+from rich.table import Table
 from torch import nn
 
+from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import OptimConfig
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.recommender import MMSRModel
 
-# embeddings that say where a token stands or of which kind it is; looked for among the parts of a parameter's name
-_EMBEDDINGS_WITHOUT_DECAY = {"positions", "types"}
+# embeddings that say where a token stands, of which kind it is or that it is hidden; looked for among the parts of a
+# parameter's name
+_EMBEDDINGS_WITHOUT_DECAY = {"positions", "types", "hidden_item"}
 
 
 class ParamGroup(TypedDict):
@@ -56,6 +61,56 @@ def _group_of(layer_group: LayerGroup, name: str, parameter: nn.Parameter) -> st
         return layer_group.kind
     is_undecayed = parameter.ndim <= 1 or not _EMBEDDINGS_WITHOUT_DECAY.isdisjoint(name.split("."))
     return "rest_no_decay" if is_undecayed else "rest"
+
+
+def group_table(model: MMSRModel, config: OptimConfig) -> Table:
+    """Tensors, parameters, rate and decay of each layer group; call it before ZeRO-3 takes the weights apart."""
+    settings = {id(p): group for group in param_groups(model, config) for p in group["params"]}
+    table = Table(title="layer groups", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("group", "tensors", "parameters", "", "learning rate", "decay"):
+        table.add_column(column, justify="left" if column in ("group", "") else "right", no_wrap=True)
+    total = {True: 0, False: 0}
+    for layer_group in model.layer_groups():
+        parameters = [model.get_parameter(name) for name in layer_group.parameters]
+        count = sum(parameter.numel() for parameter in parameters)
+        total[layer_group.trained] += count
+        row = [layer_group.name, f"{len(parameters)}", f"{count:,}", "trained" if layer_group.trained else "frozen"]
+        if layer_group.trained:
+            groups = [settings[id(parameter)] for parameter in parameters]
+            decays = sorted({group["weight_decay"] for group in groups}, reverse=True)
+            row += [f"{groups[0]['lr']:g}", ", ".join(f"{decay:g}" for decay in decays)]
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("all", "", f"{total[True] + total[False]:,}", f"{total[True]:,} trained")
+    return table
+
+
+def check_gradients(model: MMSRModel) -> None:
+    """Sends two made-up items through a model on the CPU: exactly what is to train must get a gradient.
+
+    DeepSpeed would wait for a gradient that never comes, or step with none, and say nothing.
+
+    Raises:
+        RuntimeError: naming the parameter.
+    """
+    spec = model.image_spec
+    inputs = ItemInputs(
+        ids=torch.arange(2),
+        title_ids=torch.full((2, 4), 4),
+        title_mask=torch.ones(2, 4, dtype=torch.bool),
+        images=None if spec is None else torch.zeros(2, 3, spec.height, spec.width, dtype=torch.uint8),
+    )
+    vectors = model.encode_items(inputs)
+    users = model.encode_users(vectors[None], torch.ones(1, 2, dtype=torch.bool))
+    model.score_pairs(users[0], vectors).sum().backward()
+    for group in model.layer_groups():
+        for name in group.parameters:
+            parameter = model.get_parameter(name)
+            if group.trained and parameter.grad is None:
+                raise RuntimeError(f"{name} of group {group.name} trains, but no item's score depends on it")
+            if not group.trained and (parameter.requires_grad or parameter.grad is not None):
+                raise RuntimeError(f"{name} of group {group.name} is frozen, and would train")
+    model.zero_grad(set_to_none=True)
 
 
 def learning_rate_factor(step: int, total_steps: int, decay_from: float = 0.8, final: float = 0.1) -> float:

@@ -2,13 +2,11 @@
 
 import copy
 import dataclasses
-import io
 import json
 import math
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -17,7 +15,6 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.item_encoder import ContentItemEncoder
-from mmsr_pt.models.layer_groups import group_table
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.side import tuned
@@ -237,19 +234,6 @@ def test_side_networks_work_with_every_fusion_and_with_one_tower(text, vision, f
 
 def test_untrained_towers_learn_at_the_rate_of_the_rest():
     assert {group.kind for group in build().layer_groups()} == {"rest"}
-
-
-def test_the_table_counts_tensors_and_parameters():
-    model = with_towers(hf_tower("bert"), None, vision="none", text_tune="top:1")
-    printed = io.StringIO()
-    Console(width=100, file=printed).print(group_table(model.layer_groups(), model))
-    embeddings = 60 * 16 + 30 * 16 + 2 * 16 + 2 * 16
-    rows = {line.split()[0]: line.split()[1:] for line in printed.getvalue().splitlines() if line.split()}
-    assert rows["text.embeddings"] == ["5", f"{embeddings:,}", "frozen"]
-    assert rows["text_projection"] == ["2", str(16 * 16 + 16), "trained"]
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert rows["all"] == [f"{total:,}", f"{trained:,}", "trained"]
 
 
 PAIRS = [("roberta", vision) for vision in (*TIMM_STEPPED, *TIMM_WHOLE)]

@@ -1,17 +1,22 @@
 """Parameter groups and the decay of learning rates."""
 
 import dataclasses
+import io
 import itertools
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 from mmsr_pt.config import ModelConfig, OptimConfig
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.training.optim import learning_rate_factor, param_groups
+from mmsr_pt.models.sequence import sequence_encoders
+from mmsr_pt.training.optim import check_gradients, group_table, learning_rate_factor, param_groups
+from tests.models.test_recommender import CONFIGS, build, with_towers
+from tests.models.towers import hf_tower
 from tests.training.toy import OPTIM, ToyModel
 
 
@@ -56,6 +61,50 @@ def test_a_recommender_decays_its_weights_but_not_norms_biases_types_and_positio
     assert "sequence_encoder.positions.weight" in groups["rest_no_decay"]
     assert "item_encoder.fusion.types" in groups["rest_no_decay"]
     assert any(name.endswith("weight") for name in groups["rest"])
+
+
+def test_the_table_has_tensors_parameters_rate_and_decay_of_each_layer_group() -> None:
+    model = with_towers(hf_tower("bert"), None, vision="none", text_tune="top:1")
+    printed = io.StringIO()
+    config = OptimConfig(lr=0.5, text_lr=0.25, weight_decay=0.1, encoder_weight_decay=0.05)
+    Console(width=100, file=printed).print(group_table(model, config))
+    embeddings = 60 * 16 + 30 * 16 + 2 * 16 + 2 * 16
+    rows = {line.split()[0]: line.split()[1:] for line in printed.getvalue().splitlines() if line.split()}
+    assert rows["text.embeddings"] == ["5", f"{embeddings:,}", "frozen"]
+    assert rows["text.block.2"][2:] == ["trained", "0.25", "0.05"]
+    assert rows["text_projection"] == ["2", str(16 * 16 + 16), "trained", "0.5", "0.1,", "0"], "weights, and biases"
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert rows["all"] == [f"{total:,}", f"{trained:,}", "trained"]
+
+
+@pytest.mark.parametrize("sequence", sequence_encoders)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_to_train_gets_a_gradient(name: str, sequence: str) -> None:
+    model = build(name, sequence=sequence)
+    check_gradients(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("policy", ["top:1", "frozen", "full", "side", "lora:2"])
+def test_what_a_policy_trains_gets_a_gradient(policy: str) -> None:
+    check_gradients(with_towers(hf_tower("bert"), None, vision="none", text_tune=policy))
+
+
+def test_a_part_that_nothing_depends_on_is_named_before_the_first_step() -> None:
+    model = build("mmsr")
+    model.sequence_encoder.unused = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match=r"sequence_encoder.unused.weight of group sequence_encoder trains, but"):
+        check_gradients(model)
+
+
+def test_a_frozen_part_that_trains_is_named_before_the_first_step() -> None:
+    model = with_towers(hf_tower("bert"), None, vision="none", text_tune="top:1")
+    model.item_encoder.text.backbone.encoder.layer[1].output.dense.weight.requires_grad_(True)
+    with pytest.raises(
+        RuntimeError, match=r"layer.1.output.dense.weight of group text.block.1 is frozen, and would train"
+    ):
+        check_gradients(model)
 
 
 def test_rates_are_full_for_four_fifths_of_the_run_and_end_at_a_tenth() -> None:

@@ -44,7 +44,7 @@ class Settings:
     steps: int = 200
     """Training steps of each run."""
     eval_users: int = 2_000
-    """Users that a run is evaluated on; 0: all of them."""
+    """Users that a run is validated and tested on; 0: all of them."""
     directory: Path | None = None
     """Where the tables, domains and runs go, which stay; none given: a temporary directory."""
 
@@ -142,7 +142,8 @@ def measure(directory: Path, num_users: int, settings: Settings) -> dict[str, Us
     build = [python, "shards/build.py", "table", "--root", str(raw), "--out", str(domain), "--overwrite"]
     train = [python, "pretrain/run.py", "--ds_config", str(ds_config), "--data", str(domain), "--vision", "none"]
     train += ["--steps", str(settings.steps), "--patience", "0"]
-    train += ["--eval_users", str(settings.eval_users)] if settings.eval_users else []
+    asked = str(settings.eval_users)
+    train += ["--eval_users", asked, "--test_users", asked]
     runs = directory / f"runs-{num_users}"
     runs.mkdir(exist_ok=True)
     run_dirs = [Path(tempfile.mkdtemp(dir=runs)) for _ in range(2)]

@@ -224,8 +224,9 @@ class RunConfig:
     eval_batch_size: int = 256
     """Items encoded at once in evaluation."""
     eval_users: int = 0
-    """Users of each domain who are asked in validation, drawn by --seed, the same each time; 0: all. The final test
-    asks all."""
+    """Users of each domain who are asked in validation, drawn by --seed, the same each time; 0: all."""
+    test_users: int = 0
+    """Users of each domain who are asked in the test at the end, drawn by --seed; 0: all."""
     async_eval: bool = False
     """Validate in a process of its own while training goes on, on a float32 snapshot of the model, without --cache.
     Takes cores, or memory of rank 0's GPU, from training. The next validation waits for it; early stopping acts late by
@@ -244,7 +245,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "keep_checkpoints", "log_every", "eval_batch_size"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "eval_users", "checkpoint_every", "patience"):
+        for name in ("eval_every", "eval_users", "test_users", "checkpoint_every", "patience"):
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(self.steps is None or self.steps >= 1, f"--steps {self.steps} must be at least 1")
         _require(not self.resume or self.run_dir is not None, "--resume needs --run_dir: the run to go on with")

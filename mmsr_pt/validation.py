@@ -126,11 +126,12 @@ class Validation:
         """The best bundle and the two baselines on the test targets: recorded, and on rank 0 printed."""
         model = MMSRModel.from_pretrained(self._run_dir / BUNDLE).to(self._place.device)
         step = self.standing.best_step
+        users = UserSample(self._config.run.test_users, self._config.run.seed)
         for domain in self._domains:
-            lines = evaluate_baselines(domain, ["test"], step)
+            lines = evaluate_baselines(domain, ["test"], step, users)
             for line in lines:
                 self._record_line(line, domain)
-            lines += self._evaluate(model, domain, "test", item_source(domain, self._preprocessor), step)
+            lines += self._evaluate(model, domain, "test", item_source(domain, self._preprocessor), step, users)
             if self._place.rank == 0:
                 wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
         if self._place.rank == 0:

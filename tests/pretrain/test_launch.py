@@ -197,7 +197,9 @@ def parts(tmp_path: Path) -> set[str]:
 
 
 def test_id_items(tmp_path: Path, small_domain: Domain) -> None:
-    check_variant(tmp_path, small_domain, "--item", "id")
+    check_variant(tmp_path, small_domain, "--item", "id", "--test_users", 30)
+    tested = metrics(tmp_path / "run", "eval", split="test", slice="all")
+    assert [line["users"] for line in tested] == 3 * [30], "the baselines are asked for the same users"
     assert not {"text", "vision", "fusion"} & parts(tmp_path)
     assert not (tmp_path / "run" / "model" / "tokenizer.model").exists()
     assert "# IDSR" in (tmp_path / "run" / "model" / "README.md").read_text()

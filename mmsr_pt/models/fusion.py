@@ -164,16 +164,17 @@ class CoAttentionBlock(nn.Module):
         return self.text(text, text_mask[:, None, None]), self.vision(vision)
 
 
-@fusions.register("co")
-class CoAttention(Fusion):
-    """Co-attention: blocks in which text and picture look at each other; one linear map of both means."""
+class AttentionFusion(Fusion):
+    """Blocks of attention over all tokens, which carry an embedding of their type."""
+
+    block: Callable[[int, int, float], nn.Module]
+    """Makes one of a width, a number of heads and a dropout."""
 
     def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         # read in this module's own forward, so no Embedding: see the note on ZeRO-3 in tower.py
         self.types = nn.Parameter(torch.empty(2, width))
-        self.blocks = nn.ModuleList(CoAttentionBlock(width, num_heads, dropout) for _ in range(num_layers))
-        self.out = nn.Linear(2 * width, width)
+        self.blocks = nn.ModuleList(type(self).block(width, num_heads, dropout) for _ in range(num_layers))
         init_normal(self)
         nn.init.normal_(self.types, std=0.02)
 
@@ -181,6 +182,18 @@ class CoAttention(Fusion):
     def from_config(cls, config: ModelConfig) -> Fusion:
         """See Fusion."""
         return cls(config.width, config.fusion_layers, config.fusion_heads, config.dropout)
+
+
+@fusions.register("co")
+class CoAttention(AttentionFusion):
+    """Co-attention: blocks in which text and picture look at each other; one linear map of both means."""
+
+    block = CoAttentionBlock
+
+    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float) -> None:
+        super().__init__(width, num_layers, num_heads, dropout)
+        self.out = nn.Linear(2 * width, width)
+        init_normal(self.out)
 
     def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
         """See Fusion."""
@@ -191,24 +204,13 @@ class CoAttention(Fusion):
 
 
 @fusions.register("merge")
-class MergeAttention(Fusion):
+class MergeAttention(AttentionFusion):
     """Merge-attention: blocks of self-attention over all tokens of both modalities, then their mean.
 
     The tokens carry a type embedding, as in the paper; the released code computes it and then drops it.
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        # read in this module's own forward, so no Embedding: see the note on ZeRO-3 in tower.py
-        self.types = nn.Parameter(torch.empty(2, width))
-        self.blocks = nn.ModuleList(PostNormBlock(width, num_heads, dropout) for _ in range(num_layers))
-        init_normal(self)
-        nn.init.normal_(self.types, std=0.02)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Fusion:
-        """See Fusion."""
-        return cls(config.width, config.fusion_layers, config.fusion_heads, config.dropout)
+    block = PostNormBlock
 
     def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
         """See Fusion."""

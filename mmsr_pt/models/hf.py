@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import transformers
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mmsr_pt.log import UserError
 from mmsr_pt.models.attention import attend
 
 _ATTENTION = "mmsr_pt"
@@ -62,3 +63,22 @@ def blocks_by_name(backbone: nn.Module) -> Iterator[tuple[str, int | None]]:
             yield name, len(blocks) - 1
         else:
             yield name, None
+
+
+def check_complete(name: str, backbone: PreTrainedModel, loading: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that lacks weights of the model, which the library fills up with random ones.
+
+    Args:
+        name: flag and value that asked for it.
+        backbone: the model.
+        loading: what the library says of how it was loaded.
+
+    Raises:
+        UserError: naming the first that is missing.
+    """
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"{name} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
+            "it is a checkpoint of another model"
+        )

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, use_own_attention
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, check_complete, use_own_attention
 from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
@@ -139,12 +139,7 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
             f"--text hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, or "
             "a directory with config.json and model.safetensors"
         ) from error
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"--text hf:{reference} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
-            "it is a checkpoint of another model"
-        )
+    check_complete(f"--text hf:{reference}", backbone, loading)
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
             f"--text hf:{reference} knows {config.vocab_size} tokens, its tokenizer has {vocab_size}: their files do "

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, ImageProcessingMixin, Pretrained
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, use_own_attention
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, check_complete, use_own_attention
 from mmsr_pt.models.tower import BLOCK, Step
 from mmsr_pt.models.vision_tower import VisionTower
 from mmsr_pt.models.whole import WholeTower, drop_unused
@@ -178,12 +178,7 @@ def load_pretrained(reference: str) -> VisionTower:
             f"--vision hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, "
             "or a directory with config.json and model.safetensors"
         ) from error
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"--vision hf:{reference} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
-            "it is a checkpoint of another model"
-        )
+    check_complete(f"--vision hf:{reference}", backbone, loading)
     return _wrap(backbone, image_spec)
 
 

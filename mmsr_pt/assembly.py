@@ -23,7 +23,7 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.text import check_text_name
-from mmsr_pt.training.distributed import rank
+from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import precision, zero_stage
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import ParamGroup, check_gradients, group_table, param_groups
@@ -90,14 +90,17 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
 
 
 def build_param_groups(config: OptimConfig, model: MMSRModel) -> list[ParamGroup]:
-    """Who learns how fast, as torch optimizers want it; rank 0 prints it, one layer group after the other.
+    """Who learns how fast, as torch optimizers want it. Collective: rank 0 prints it layer group by layer group.
 
     Raises:
-        RuntimeError: something is to train that nothing depends on.
+        UserError: something is to train that no score depends on.
     """
-    if rank() == 0:
+
+    def show() -> None:
         wide_console().print(group_table(model, config))
-    check_gradients(model)
+        check_gradients(model)
+
+    from_rank0(show)
     return param_groups(model, config)
 
 

@@ -85,7 +85,7 @@ def _parts(config: ModelConfig) -> list[tuple[str, str]]:
     if config.item == "id":
         return [("item", "learned vectors"), sequence]
     towers = [("text tower", _tower(config.text)), ("vision tower", _tower(config.vision))]
-    fusion = [("fusion", config.fusion)] if kind(config) == "MMSR" else []
+    fusion = [("fusion", config.fusion_name)] if kind(config) == "MMSR" else []
     return [*towers, *fusion, sequence]
 
 

@@ -40,9 +40,13 @@ class ModelConfig:
     (ViT-MAE's pre-training and the paper: 0.75)."""
     patch_mask_eval: bool = False
     """Hide them in evaluation, too, which makes item vectors random."""
-    fusion: str = "merge"
+    vlp: str = "none"
+    """A pretrained model of pictures and texts in place of --text and --vision: hf:NAME or hf:/a/local/dir (both sides
+    of CLIP, SigLIP or GroupViT)."""
+    fusion: str | None = None
     """How text and vision become one item vector: sum, concat, gate, film, each also with a perceptron behind it
-    (sum+dnn); co (co-attention), merge (merge-attention)."""
+    (sum+dnn); co (co-attention), merge (merge-attention). None given: merge, and concat
+    with --vlp, as in the paper."""
     fusion_layers: int = 1
     """Blocks of an attention fusion."""
     fusion_heads: int = 4
@@ -92,11 +96,23 @@ class ModelConfig:
         return self.vision_tune or self.tune
 
     @property
+    def fusion_name(self) -> str:
+        """`fusion`, or what stands for it where none is given."""
+        return self.fusion or ("merge" if self.vlp == "none" else "concat")
+
+    @property
     def score_kind(self) -> Literal["scaled", "cosine", "dot"]:
         """`score`, or what stands for it where none is given."""
         return self.score or ("cosine" if self.item == "id" else "scaled")
 
     def __post_init__(self) -> None:
+        if self.vlp != "none":
+            _require(self.vlp.startswith("hf:"), f"--vlp {self.vlp}: give hf:NAME or hf:/a/local/dir, or none")
+            for flag, tower in (("--text", self.text), ("--vision", self.vision)):
+                _require(tower in ("tiny", self.vlp), f"--vlp {self.vlp} reads both: leave {flag} {tower} out")
+            # towers are known by these names from here on
+            object.__setattr__(self, "text", self.vlp)
+            object.__setattr__(self, "vision", self.vlp)
         _require(
             self.item == "id" or not (self.text == "none" and self.vision == "none"),
             "--text none and --vision none leave an item without content: keep one, or use --item id",

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
+import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.attention import attend
 
 _ATTENTION = "mmsr_pt"
 """What the library knows `attend` as."""
+
+_SIDES = {
+    "siglip_text_model": "SiglipTextModel",
+    "groupvit_text_model": "GroupViTTextModel",
+    "groupvit_vision_model": "GroupViTVisionModel",
+}
+"""Sides of models of pictures and texts that the library makes by no automatic name."""
+
+_SINGLE_STREAM = ("vilt", "visual_bert")
 
 _NOT_ARCHITECTURE = ("_name_or_path", "dtype", "transformers_version")
 
@@ -48,6 +58,52 @@ def architecture_of(backbone: PreTrainedModel) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
 
 
+def from_architecture(config: dict[str, Any]) -> PreTrainedModel:
+    """The model that `architecture_of` described, with random weights, in float32."""
+    if config["model_type"] in _SIDES:
+        side = getattr(transformers, _SIDES[config["model_type"]])
+        return side(side.config_class.from_dict(config))
+    return AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+
+
+def load_side(reference: str, side: Literal["text", "vision"], needs: str) -> PreTrainedModel:
+    """A model with its weights, in float32 whatever the file holds; of one of pictures and texts that side of it.
+
+    Args:
+        reference: hub name or directory.
+        side: which.
+        needs: a setting that every model of that side has.
+
+    Raises:
+        UserError: it cannot be had, is none of that side, or lacks weights, which the library would fill up at random.
+    """
+    # one bar for each rank and each load of a second or two
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(reference)
+        config = getattr(config, f"{side}_config", config)
+        if config.model_type in _SINGLE_STREAM:
+            raise ValueError(f"{config.model_type} reads title and picture in one stream and has no sides")
+        if not hasattr(config, needs):
+            raise ValueError(f"{config.model_type} is no {side} model")
+        kind = getattr(transformers, _SIDES.get(config.model_type, "AutoModel"))
+        backbone, loading = kind.from_pretrained(
+            reference, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # files and downloads fail in many ways
+        raise UserError(
+            f"--{side} hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, "
+            "or a directory with config.json and model.safetensors"
+        ) from error
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"--{side} hf:{reference} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
+            "it is a checkpoint of another model"
+        )
+    return backbone
+
+
 def blocks_by_name(backbone: nn.Module) -> Iterator[tuple[str, int | None]]:
     """(parameter name, its block or None for the embeddings) by the longest list of blocks in the module tree."""
     lists = [(name, part) for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)]
@@ -63,22 +119,3 @@ def blocks_by_name(backbone: nn.Module) -> Iterator[tuple[str, int | None]]:
             yield name, len(blocks) - 1
         else:
             yield name, None
-
-
-def check_complete(name: str, backbone: PreTrainedModel, loading: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that lacks weights of the model, which the library fills up with random ones.
-
-    Args:
-        name: flag and value that asked for it.
-        backbone: the model.
-        loading: what the library says of how it was loaded.
-
-    Raises:
-        UserError: naming the first that is missing.
-    """
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"{name} lacks {len(missing)} weights of {type(backbone).__name__} ({missing[0]}, ...): "
-            "it is a checkpoint of another model"
-        )

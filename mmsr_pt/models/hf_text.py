@@ -1,7 +1,8 @@
 """Text encoders of the transformers library: `hf:NAME_OR_DIR`.
 
-BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and DistilBERT are cut between their blocks. Any other encoder works too, with
-layer groups found by name; it runs as one step, so unless it is frozen as a whole its prefix is the identity.
+BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT and the text sides of CLIP and SigLIP are cut between their blocks.
+Any other encoder works too, with layer groups found by name; it runs as one step, so unless it is frozen as a whole its
+prefix is the identity.
 """
 
 from __future__ import annotations
@@ -9,42 +10,54 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, check_complete, use_own_attention
+from mmsr_pt.log import UserError
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, from_architecture, load_side, use_own_attention
 from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)
 
-_BLOCKS = {
-    "bert": "encoder.layer",
-    "roberta": "encoder.layer",
-    "xlm-roberta": "encoder.layer",
-    "camembert": "encoder.layer",
-    "electra": "encoder.layer",
-    "distilbert": "transformer.layer",
+
+class _Family(NamedTuple):
+    """Where a model type has its parts; its forward is embeddings, blocks, top."""
+
+    blocks: str = "encoder.layer"
+    top: tuple[str, ...] = ()
+    is_causal: bool = False
+    """A token sees those before it only."""
+
+
+_FAMILIES = {
+    "bert": _Family(),
+    "roberta": _Family(),
+    "xlm-roberta": _Family(),
+    "camembert": _Family(),
+    "electra": _Family(),
+    "distilbert": _Family("transformer.layer"),
+    "clip_text_model": _Family("encoder.layers", ("final_layer_norm",), is_causal=True),
+    "siglip_text_model": _Family("encoder.layers", ("final_layer_norm",)),
 }
-"""Model type -> where its blocks are, for types whose forward is embeddings, then blocks."""
 
 
 class BertLikeText(Tower):
-    """An encoder whose forward is embeddings, a projection of them (ELECTRA), then blocks."""
+    """An encoder whose forward is embeddings, a projection of them (ELECTRA), blocks, a norm (CLIP)."""
 
     backbone: Any
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
-        # nothing reads the pooled first token: as a trained group it would never get a gradient
-        if hasattr(backbone, "pooler"):
-            backbone.pooler = None
+        self.family = _FAMILIES[backbone.config.model_type]
+        # nothing reads what is pooled from one token: as a trained group it would never get a gradient
+        for name in ("pooler", "head"):
+            if hasattr(backbone, name):
+                setattr(backbone, name, None)
         use_own_attention(backbone)
         self.backbone = backbone
         self.out_dim = backbone.config.hidden_size
@@ -54,15 +67,23 @@ class BertLikeText(Tower):
         embeddings = ["backbone.embeddings"]
         if hasattr(self.backbone, "embeddings_project"):
             embeddings.append("backbone.embeddings_project")
-        blocks = _BLOCKS[self.backbone.config.model_type]
-        return [Step("embeddings", tuple(embeddings), self._embed)] + [
-            Step(f"{BLOCK}{i}", (f"backbone.{blocks}.{i}",), functools.partial(_run_block, block))
-            for i, block in enumerate(self.backbone.get_submodule(blocks))
-        ]
+        blocks = self.backbone.get_submodule(self.family.blocks)
+        steps = [Step("embeddings", tuple(embeddings), self._embed)]
+        for i, block in enumerate(blocks):
+            part = f"backbone.{self.family.blocks}.{i}"
+            steps.append(Step(f"{BLOCK}{i}", (part,), functools.partial(_run_block, block)))
+        for name in self.family.top:
+            norm = self.backbone.get_submodule(name)
+            steps.append(Step(f"{BLOCK}{len(blocks) - 1}", (f"backbone.{name}",), functools.partial(_run_norm, norm)))
+        return steps
 
     def context(self, inputs: Activations) -> Tensor | None:
         """The library's own mask for its own attention, made once for all blocks."""
         assert inputs.mask is not None
+        if self.family.is_causal:
+            length = inputs.mask.shape[1]
+            earlier = torch.ones(length, length, dtype=torch.bool, device=inputs.mask.device).tril()
+            return earlier & inputs.mask[:, None, None]
         like = torch.empty((), dtype=self.dtype, device=inputs.mask.device).expand(*inputs.mask.shape, 1)
         return create_bidirectional_mask(self.backbone.config, like, inputs.mask)
 
@@ -77,6 +98,10 @@ class BertLikeText(Tower):
 
 def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
     return block(hidden, mask)
+
+
+def _run_norm(norm: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return norm(hidden)
 
 
 class AnyText(WholeTower):
@@ -115,8 +140,7 @@ def _config_of(backbone: PreTrainedModel) -> dict[str, Any]:
 
 def from_config(config: dict[str, Any]) -> Tower:
     """The tower of a transformers configuration, with random weights."""
-    made: PretrainedConfig = AutoConfig.for_model(**config)
-    return _wrap(AutoModel.from_config(made, dtype=torch.float32))
+    return _wrap(from_architecture(config))
 
 
 def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -> Tower:
@@ -125,21 +149,8 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
     Raises:
         UserError: it cannot be had, lacks weights, or does not fit the tokenizer or the length of titles.
     """
-    # one bar for each rank and each load of a second or two
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(reference)
-        if not hasattr(config, "vocab_size"):
-            raise ValueError(f"{config.model_type} is no text encoder")
-        backbone, loading = AutoModel.from_pretrained(
-            reference, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # files and downloads fail in many ways
-        raise UserError(
-            f"--text hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, or "
-            "a directory with config.json and model.safetensors"
-        ) from error
-    check_complete(f"--text hf:{reference}", backbone, loading)
+    backbone = load_side(reference, "text", needs="vocab_size")
+    config = backbone.config
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
             f"--text hf:{reference} knows {config.vocab_size} tokens, its tokenizer has {vocab_size}: their files do "
@@ -155,7 +166,7 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
 def _longest_title(config: PretrainedConfig) -> int | None:
     """Tokens that the learned positions reach; None where there is no such limit."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or config.model_type not in _BLOCKS:
+    if positions is None or config.model_type not in _FAMILIES:
         return None
     # RoBERTa's family counts positions from behind the padding id
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
@@ -166,7 +177,7 @@ def _wrap(backbone: PreTrainedModel) -> Tower:
     config = backbone.config
     if config.is_encoder_decoder:
         backbone = backbone.get_encoder()
-    if config.model_type in _BLOCKS and not getattr(config, "is_decoder", False):
+    if config.model_type in _FAMILIES and not getattr(config, "is_decoder", False):
         return BertLikeText(backbone)
     log.info("%s runs as one piece: no part of it can be cached unless it is frozen", config.model_type)
     return AnyText(backbone)

@@ -14,13 +14,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, ImageProcessingMixin, PretrainedConfig, PreTrainedModel
+from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 
 from mmsr_pt.batch import ImageSpec
-from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, check_complete, use_own_attention
+from mmsr_pt.models.hf import architecture_of, blocks_by_name, from_architecture, load_side, use_own_attention
 from mmsr_pt.models.tower import BLOCK, Step
 from mmsr_pt.models.vision_tower import VisionTower
 from mmsr_pt.models.whole import WholeTower, drop_unused
@@ -147,11 +145,10 @@ def _config_of(backbone: PreTrainedModel, image_spec: ImageSpec) -> dict[str, An
 
 def from_config(config: dict[str, Any]) -> VisionTower:
     """The tower of a transformers configuration, with random weights."""
-    made: PretrainedConfig = AutoConfig.for_model(**config["config"])
     image: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in config["image"].items()
     }
-    return _wrap(AutoModel.from_config(made, dtype=torch.float32), ImageSpec(**image))
+    return _wrap(from_architecture(config["config"]), ImageSpec(**image))
 
 
 def load_pretrained(reference: str) -> VisionTower:
@@ -160,26 +157,10 @@ def load_pretrained(reference: str) -> VisionTower:
     A checkpoint of pictures and texts, such as CLIP's, gives its vision side.
 
     Raises:
-        UserError: it cannot be had, or lacks weights.
+        UserError: it cannot be had, is no vision model, or lacks weights.
     """
-    # one bar for each rank and each load of a second or two
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(reference)
-        config = getattr(config, "vision_config", config)
-        if not hasattr(config, "num_channels"):
-            raise ValueError(f"{config.model_type} is no vision model")
-        backbone, loading = AutoModel.from_pretrained(
-            reference, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        image_spec = _image_spec(config, _preprocessing(reference))
-    except Exception as error:  # files and downloads fail in many ways
-        raise UserError(
-            f"--vision hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, "
-            "or a directory with config.json and model.safetensors"
-        ) from error
-    check_complete(f"--vision hf:{reference}", backbone, loading)
-    return _wrap(backbone, image_spec)
+    backbone = load_side(reference, "vision", needs="num_channels")
+    return _wrap(backbone, _image_spec(backbone.config, _preprocessing(reference)))
 
 
 def _preprocessing(reference: str) -> dict[str, Any]:

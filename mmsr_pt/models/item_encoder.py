@@ -244,7 +244,7 @@ def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: i
         assert num_items is not None, "an ID model needs the number of items"
         return IdItemEncoder(num_items, config.width)
     # named before anything is loaded: a mistyped fusion shows at once
-    fusion = fusions[config.fusion]
+    fusion = fusions[config.fusion_name]
     text = build_text_tower(config.text, vocab_size, config.title_tokens)
     return _assemble(config, text, build_vision_tower(config.vision), fusion)
 
@@ -255,7 +255,7 @@ def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> Item
         return IdItemEncoder(saved["num_items"], config.width)
     text = None if saved["text"] is None else text_tower_from_config(saved["text"])
     vision = None if saved["vision"] is None else vision_tower_from_config(saved["vision"])
-    return _assemble(config, text, vision, fusions[config.fusion])
+    return _assemble(config, text, vision, fusions[config.fusion_name])
 
 
 def _assemble(

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import OptimConfig
+from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.recommender import MMSRModel
 
@@ -91,7 +92,7 @@ def check_gradients(model: MMSRModel) -> None:
     DeepSpeed would wait for a gradient that never comes, or step with none, and say nothing.
 
     Raises:
-        RuntimeError: naming the parameter.
+        UserError: naming the parameter.
     """
     spec = model.image_spec
     inputs = ItemInputs(
@@ -107,9 +108,9 @@ def check_gradients(model: MMSRModel) -> None:
         for name in group.parameters:
             parameter = model.get_parameter(name)
             if group.trained and parameter.grad is None:
-                raise RuntimeError(f"{name} of group {group.name} trains, but no item's score depends on it")
+                raise UserError(f"{name} of group {group.name} trains, but no item's score depends on it")
             if not group.trained and (parameter.requires_grad or parameter.grad is not None):
-                raise RuntimeError(f"{name} of group {group.name} is frozen, and would train")
+                raise UserError(f"{name} of group {group.name} is frozen, and would train")
     model.zero_grad(set_to_none=True)
 
 

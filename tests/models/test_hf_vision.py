@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel, ViTForImageClassification
+from transformers import BertConfig, CLIPConfig, CLIPModel, ViTForImageClassification
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
+from mmsr_pt.models.hf import from_architecture
 from mmsr_pt.models.tower import Activations
 from mmsr_pt.models.vision import build_vision_tower
 from tests.models.towers import (
@@ -30,7 +31,7 @@ def test_equals_the_librarys_own_last_hidden_state(name):
     torch.manual_seed(0)
     tower = hf_vision_tower(name).eval()
     perturb(tower)
-    own = AutoModel.from_config({**HF_VISION_STEPPED, **HF_VISION_WHOLE}[name]).eval()
+    own = from_architecture({**HF_VISION_STEPPED, **HF_VISION_WHOLE}[name].to_dict()).eval()
     weights = {key.removeprefix("backbone."): value for key, value in tower.state_dict().items()}
     _, unexpected = own.load_state_dict(weights, strict=False)
     assert not unexpected

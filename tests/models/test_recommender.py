@@ -47,7 +47,7 @@ def with_towers(text_tower, vision_tower, **changes) -> MMSRModel:
     if vision_tower is not None:
         vision_tower = tuned(vision_tower, config.vision_policy, config.width)
     has_both = text_tower is not None and vision_tower is not None
-    fusion = fusions[config.fusion].from_config(config) if has_both else None
+    fusion = fusions[config.fusion_name].from_config(config) if has_both else None
     items = ContentItemEncoder(text_tower, vision_tower, fusion, config.width)
     return MMSRModel(config, items, sequence_encoders[config.sequence].from_config(config)).train()
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     AlbertConfig,
     BertConfig,
+    CLIPTextConfig,
     CLIPVisionConfig,
     ConvNextConfig,
     DebertaV2Config,
@@ -16,8 +17,11 @@ from transformers import (
     Dinov2Config,
     DistilBertConfig,
     ElectraConfig,
+    GroupViTTextConfig,
+    GroupViTVisionConfig,
     ResNetConfig,
     RobertaConfig,
+    SiglipTextConfig,
     SiglipVisionConfig,
     SwinConfig,
     T5Config,
@@ -41,13 +45,17 @@ _SIZES = {
     "intermediate_size": 32,
     "max_position_embeddings": 30,
 }
+_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 HF_CONFIGS = {
     "bert": BertConfig(**_SIZES),
     "roberta": RobertaConfig(**_SIZES),
     "xlm-roberta": XLMRobertaConfig(**_SIZES),
     "electra": ElectraConfig(**_SIZES, embedding_size=8),
     "distilbert": DistilBertConfig(vocab_size=VOCAB, dim=16, n_layers=3, n_heads=2, hidden_dim=32),
+    "clip_text_model": CLIPTextConfig(**_SIZES, **_IDS),
+    "siglip_text_model": SiglipTextConfig(**_SIZES, **_IDS),
     # the rest run as one step
+    "groupvit_text_model": GroupViTTextConfig(**_SIZES, **_IDS),
     "albert": AlbertConfig(**_SIZES, embedding_size=8),
     "deberta-v2": DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8),
     "t5": T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2),
@@ -69,6 +77,12 @@ HF_VISION_STEPPED = {
     "siglip_vision_model": SiglipVisionConfig(**_PICTURES),
 }
 HF_VISION_WHOLE = {
+    "groupvit_vision_model": GroupViTVisionConfig(
+        **{k: v for k, v in _PICTURES.items() if k != "num_hidden_layers"},
+        depths=[1, 1, 1],
+        num_group_tokens=[4, 2, 0],
+        num_output_groups=[4, 2, 0],
+    ),
     "hf-swin": SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2),
     "hf-resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
     "hf-convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32),

@@ -1,0 +1,107 @@
+"""Models of pictures and texts in two streams: both sides of one checkpoint, joined."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    GroupViTConfig,
+    GroupViTModel,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+    ViltConfig,
+)
+
+from mmsr_pt.batch import ItemInputs
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.log import UserError
+from mmsr_pt.models.fusion import ConcatFusion, masked_mean
+from mmsr_pt.models.recommender import MMSRModel
+from tests.models.towers import HF_CONFIGS, HF_VISION_STEPPED, HF_VISION_WHOLE
+
+SMALL = ModelConfig(width=16, fusion_heads=2, title_tokens=8, max_history=5)
+KINDS = {
+    "clip": (CLIPModel, CLIPConfig, HF_VISION_STEPPED["clip_vision_model"], {"projection_dim": 8}),
+    "siglip": (SiglipModel, SiglipConfig, HF_VISION_STEPPED["siglip_vision_model"], {}),
+    "groupvit": (
+        GroupViTModel,
+        GroupViTConfig,
+        HF_VISION_WHOLE["groupvit_vision_model"],
+        {"projection_dim": 8, "projection_intermediate_dim": 8},
+    ),
+}
+
+
+def published(kind: str, directory) -> PreTrainedModel:
+    """A small one in a directory as the hub has them."""
+    torch.manual_seed(0)
+    model, config, vision, more = KINDS[kind]
+    text = HF_CONFIGS[f"{kind}_text_model"].to_dict()
+    made = model(config(text_config=text, vision_config=vision.to_dict(), **more)).eval()
+    made.save_pretrained(directory)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_sides_of_the_checkpoint_are_pooled_and_joined(tmp_path, kind):
+    own = published(kind, tmp_path)
+    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=60).eval()
+    encoder = model.item_encoder
+    assert isinstance(encoder.fusion, ConcatFusion)
+    spec = model.image_spec
+    items = ItemInputs(
+        ids=torch.arange(2),
+        title_ids=torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]),
+        title_mask=torch.tensor([[True] * 4, [True, True, False, False]]),
+        images=torch.randint(0, 256, (2, 3, spec.height, spec.width), dtype=torch.uint8),
+    )
+    with torch.no_grad():
+        text = own.text_model(input_ids=items.title_ids, attention_mask=items.title_mask.long()).last_hidden_state
+        vision = own.vision_model(pixel_values=encoder.vision.pixels(items.images)).last_hidden_state
+        text = encoder.fusion.norm(masked_mean(encoder.text_projection(text), items.title_mask))
+        vision = encoder.fusion.norm(encoder.vision_projection(vision).mean(dim=1))
+        expected = encoder.fusion.both(torch.cat([text, vision], dim=1))
+        assert torch.allclose(model.encode_items(items), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, kind):
+    published(kind, tmp_path / "vlp")
+    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", tune="top:1"), vocab_size=60)
+    trained = {group.name for group in model.layer_groups() if group.trained}
+    assert {"text.block.2", "vision.block.2", "fusion"} <= trained
+    assert not trained & {"text.block.1", "vision.block.1", "text.embeddings", "vision.stem"}
+    model.save_pretrained(tmp_path / "bundle")
+    again = MMSRModel.from_pretrained(tmp_path / "bundle")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_another_fusion_may_join_them():
+    assert ModelConfig(vlp="hf:x").fusion_name == "concat"
+    assert ModelConfig(vlp="hf:x", fusion="merge").fusion_name == "merge"
+    assert ModelConfig().fusion_name == "merge"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"vlp": "clip"}, "--vlp clip: give hf:NAME or hf:/a/local/dir, or none"),
+        ({"vlp": "hf:x", "text": "hf:y"}, "--vlp hf:x reads both: leave --text hf:y out"),
+        ({"vlp": "hf:x", "vision": "none"}, "--vlp hf:x reads both: leave --vision none out"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ModelConfig(**flags)
+
+
+def test_a_model_of_one_stream_has_no_sides(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    AutoModel.from_config(ViltConfig(**sizes, vocab_size=20, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="vilt reads title and picture in one stream and has no sides"):
+        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=20)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         if name not in (*ROWS, *_STUDIES):
             raise unknown_name("row", name, (*ROWS, *_STUDIES))
     if "growth" in asked.names:
-        growth.study(asked.out, asked.repetitions or 5)
+        growth.study(asked.out, asked.repetitions or 5, sweeps=asked.sweeps)
     if "quality" in asked.names:
         quality.study(asked.data, asked.weights, asked.seeds, asked.out, words[own + 1 :], asked.settings)
     rows = [name for name in asked.names if name in ROWS] or ([] if asked.names else list(ROWS))
@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recbole", type=Path, help="python of an environment with RecBole 1.2.1, for idsr")
     parser.add_argument("--repetitions", type=int, help="rounds in place of each row's own number")
     parser.add_argument("--tiny", action="store_true", help="little work, once: shows that rows run, measures nothing")
+    parser.add_argument(
+        "--sweeps",
+        nargs="+",
+        default=growth.SWEEPS,
+        metavar="SWEEP",
+        help="for growth: " + ", ".join(growth.SWEEPS),
+    )
     parser.add_argument("--seeds", type=int, default=5, help="runs of each setting, for quality")
     parser.add_argument(
         "--settings",

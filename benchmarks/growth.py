@@ -15,7 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from benchmarks.harness import ROOT, Entrant, Row, measure
 from benchmarks.parts import WORK_DIR, drawn_domain, random_text, random_vision, write_ds_config
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
+from mmsr_pt.registry import unknown_name
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ BATCHES = (8, 16, 32, 64, 128)
 HISTORIES = (5, 10, 20, 35, 50)
 ITEMS_PER_CELL = (3, 12, 48)
 RANKS = (1, 2)
+SWEEPS = ("batch", "history", "catalogue", "ranks")
 _USERS = 512  # all batches of an epoch are full
 _RANK_BATCH, _RANK_STEPS, _RANK_LOG = 32, 16, 2
 PICTURE = ROOT / "benchmarks" / "growth.png"
@@ -50,22 +52,37 @@ class Sizes:
     """Vision tower; none given: EfficientNet-Lite0 with random weights."""
 
 
-def study(out: Path, repetitions: int, sizes: Sizes | None = None, image: Path = PICTURE) -> None:
-    """Measures all sweeps, files them in `out` and draws them into `image`."""
+def study(
+    out: Path,
+    repetitions: int,
+    sizes: Sizes | None = None,
+    image: Path = PICTURE,
+    sweeps: Sequence[str] = SWEEPS,
+) -> None:
+    """Measures sweeps, files them in `out` and draws all that are there into `image`.
+
+    Raises:
+        UserError: an unknown sweep.
+    """
+    for name in sweeps:
+        if name not in SWEEPS:
+            raise unknown_name("sweep", name, SWEEPS)
     sizes = sizes or Sizes()
     domains = {cell: drawn_domain(_USERS, cell) for cell in {*sizes.items_per_cell, 12}}
     titles = Domain.load(domains[12]).titles()
     model = {"text": sizes.text or random_text("minilm", titles)}
     model["vision"] = sizes.vision or random_vision("tf_efficientnet_lite0")
-    found = {
-        "batch": _batch(str(domains[12]), model, sizes.batches, repetitions),
-        "history": _history(str(domains[12]), model, sizes.histories, repetitions),
-        "catalogue": _catalogue(domains, model, sizes.items_per_cell, repetitions),
+    measure_sweep: dict[str, Callable[[], dict[str, Any]]] = {
+        "batch": lambda: _batch(str(domains[12]), model, sizes.batches, repetitions),
+        "history": lambda: _history(str(domains[12]), model, sizes.histories, repetitions),
+        "catalogue": lambda: _catalogue(domains, model, sizes.items_per_cell, repetitions),
         # of a small catalogue two ranks would have most items in common
-        "ranks": _ranks(domains[max(sizes.items_per_cell)], model, sizes.ranks, repetitions),
+        "ranks": lambda: _ranks(domains[max(sizes.items_per_cell)], model, sizes.ranks, repetitions),
     }
-    for name, sweep in found.items():
-        report.keep(out, "growth", name, sweep)
+    for name in sweeps:
+        report.keep(out, "growth", name, measure_sweep[name]())
+    kept = json.loads(out.read_text())["growth"]
+    found = {name: kept[name] for name in SWEEPS if name in kept}
     picture.draw(found, image)
     report.write(_table(found))
     log.info("the figures are in %s, the picture in %s", out, image)

@@ -17,6 +17,7 @@ from benchmarks.rows import ROWS, Unavailable, tiny, write_sequences
 from benchmarks.shards import PerOccurrence, Stored
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.shards.build import BuildOptions
+from mmsr_pt.log import UserError
 from tests.data.raw import build_table, write_table
 
 
@@ -63,13 +64,20 @@ def test_growth_is_measured_and_drawn(parts: Parts, tmp_path: Path, monkeypatch:
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     sizes = Sizes((2, 4), (5, 10), (3,), (1, 2), parts.text, parts.vision)
-    study(tmp_path / "results.json", 1, sizes, tmp_path / "growth.png")
+    study(tmp_path / "results.json", 1, sizes, tmp_path / "growth.png", ["batch", "history", "catalogue"])
+    (tmp_path / "growth.png").unlink()
+    study(tmp_path / "results.json", 1, sizes, tmp_path / "growth.png", ["ranks"])
     kept = json.loads((tmp_path / "results.json").read_text())["growth"]
     assert list(kept) == ["batch", "history", "catalogue", "ranks"]
     assert [point["value"] for point in kept["batch"]["lines"]["cached"]] == [2, 4]
     one, two = kept["ranks"]["lines"]["cached"]
     assert (one["value"], one["efficiency"], two["value"]) == (1, 1, 2)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_sweep_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown sweep 'rank'; known: batch, catalogue, history, ranks"):
+        study(tmp_path / "results.json", 1, sweeps=["rank"])
 
 
 def test_idsr_says_what_it_lacks(parts: Parts) -> None:

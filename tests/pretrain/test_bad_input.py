@@ -72,7 +72,7 @@ FLAGS: dict[str, tuple[list[object], list[str]]] = {
     "nothing to look at": (["--text", "none", "--vision", "none"], ["--text none", "--item id"]),
     "weights without domains": (["--weights", 1, 2], ["2 numbers for 1 domains", "one for each of --data"]),
     "three workers": (["--num_workers", 3], ["--num_workers 3", "power of two"]),
-    "unknown fusion": (["--fusion", "merg"], ["'merg'", "concat, merge, sum", "Did you mean 'merge'?"]),
+    "unknown fusion": (["--fusion", "merg"], ["'merg'", "co, concat, concat+dnn, film", "Did you mean 'merge'?"]),
     "unknown sequence encoder": (["--sequence", "sasrek"], ["'sasrek'", "Did you mean 'sasrec'?"]),
     "text without prefix": (["--text", "roberta-base"], ["--text roberta-base", "hf:roberta-base"]),
     "unknown text": (["--text", "tinny"], ["'tinny'", "hf:NAME", "Did you mean 'tiny'?"]),

@@ -168,7 +168,8 @@ def _ranks(domain: Path, model: dict[str, str], ranks: Sequence[int], repetition
                 "efficiency": statistics.median(shares),
             }
         )
-    return {"axis": "ranks, one thread each", "unit": "users/s", "lines": {"cached": points}}
+    axis = f"ranks, one thread each; {Domain.load(domain).num_items:,} items"
+    return {"axis": axis, "unit": "users/s", "lines": {"cached": points}}
 
 
 def _launch(domain: Path, model: dict[str, str], num_ranks: int) -> float:

@@ -10,7 +10,7 @@ _TITLES = {
     "batch": "Batch (history of 20, 1,200 items)",
     "history": "History (32 users, 1,200 items)",
     "catalogue": "Catalogue (32 users, history of 20)",
-    "ranks": "Ranks (32 users each, 4,800 items)",
+    "ranks": "Ranks (32 users each)",
 }
 
 

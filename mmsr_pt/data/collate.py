@@ -95,6 +95,8 @@ def encode_part(
         sequences.append(base + rows)
         for item in sequences[-1].tolist():
             sources.setdefault(item, slot.tar)
+        if not (with_negatives or cloze_rate):
+            continue
         rng = user_generator(*seed, slot.user)
         if with_negatives:
             negatives.append(_draw_negatives(slot, base, pool, rng, len(rows) - 1))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import functools
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.attention import attend
+from mmsr_pt.models.tower import BLOCK, Step
 
 _ATTENTION = "mmsr_pt"
 """What the library knows `attend` as."""
@@ -26,6 +26,10 @@ _SIDES = {
 """Sides of models of pictures and texts that the library makes by no automatic name."""
 
 _SINGLE_STREAM = ("vilt", "visual_bert")
+"""Models that cannot read a title or a picture alone."""
+
+_NEEDS = {"text": "vocab_size", "vision": "num_channels"}
+"""A setting that every model of a side has."""
 
 _NOT_ARCHITECTURE = ("_name_or_path", "dtype", "transformers_version")
 
@@ -66,13 +70,12 @@ def from_architecture(config: dict[str, Any]) -> PreTrainedModel:
     return AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
 
 
-def load_side(reference: str, side: Literal["text", "vision"], needs: str) -> PreTrainedModel:
+def load_side(reference: str, side: Literal["text", "vision"]) -> PreTrainedModel:
     """A model with its weights, in float32 whatever the file holds; of one of pictures and texts that side of it.
 
     Args:
         reference: hub name or directory.
         side: which.
-        needs: a setting that every model of that side has.
 
     Raises:
         UserError: it cannot be had, is none of that side, or lacks weights, which the library would fill up at random.
@@ -84,7 +87,7 @@ def load_side(reference: str, side: Literal["text", "vision"], needs: str) -> Pr
         config = getattr(config, f"{side}_config", config)
         if config.model_type in _SINGLE_STREAM:
             raise ValueError(f"{config.model_type} reads title and picture in one stream and has no sides")
-        if not hasattr(config, needs):
+        if not hasattr(config, _NEEDS[side]):
             raise ValueError(f"{config.model_type} is no {side} model")
         kind = getattr(transformers, _SIDES.get(config.model_type, "AutoModel"))
         backbone, loading = kind.from_pretrained(
@@ -104,18 +107,29 @@ def load_side(reference: str, side: Literal["text", "vision"], needs: str) -> Pr
     return backbone
 
 
-def blocks_by_name(backbone: nn.Module) -> Iterator[tuple[str, int | None]]:
-    """(parameter name, its block or None for the embeddings) by the longest list of blocks in the module tree."""
-    lists = [(name, part) for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)]
-    where, blocks = max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", []))
-    pattern = re.compile(rf"{re.escape(where)}\.(\d+)\.")
-    is_past_blocks = False
-    for name, _ in backbone.named_parameters():
-        found = pattern.match(name)
-        is_past_blocks |= found is not None
-        if found is not None:
-            yield name, int(found[1])
-        elif is_past_blocks and "embed" not in name:
-            yield name, len(blocks) - 1
-        else:
-            yield name, None
+def block_steps(backbone: PreTrainedModel, blocks: str, top: tuple[str, ...]) -> list[Step]:
+    """The steps of blocks, which take the tower's context as their mask, and of what follows the last of them.
+
+    Args:
+        backbone: of the tower.
+        blocks: dotted name of their list.
+        top: names of norms, which belong to the last block.
+    """
+    modules = backbone.get_submodule(blocks)
+    assert isinstance(modules, nn.ModuleList)
+    steps = [
+        Step(f"{BLOCK}{i}", (f"backbone.{blocks}.{i}",), functools.partial(_run_block, block))
+        for i, block in enumerate(modules)
+    ]
+    for name in top:
+        norm = backbone.get_submodule(name)
+        steps.append(Step(steps[-1].group, (f"backbone.{name}",), functools.partial(_run_norm, norm)))
+    return steps
+
+
+def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    return block(hidden, mask)
+
+
+def _run_norm(norm: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return norm(hidden)

@@ -7,19 +7,17 @@ prefix is the identity.
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, from_architecture, load_side, use_own_attention
-from mmsr_pt.models.tower import BLOCK, Activations, Step, Tower
+from mmsr_pt.models.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.tower import Activations, Step, Tower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)
@@ -67,15 +65,8 @@ class BertLikeText(Tower):
         embeddings = ["backbone.embeddings"]
         if hasattr(self.backbone, "embeddings_project"):
             embeddings.append("backbone.embeddings_project")
-        blocks = self.backbone.get_submodule(self.family.blocks)
-        steps = [Step("embeddings", tuple(embeddings), self._embed)]
-        for i, block in enumerate(blocks):
-            part = f"backbone.{self.family.blocks}.{i}"
-            steps.append(Step(f"{BLOCK}{i}", (part,), functools.partial(_run_block, block)))
-        for name in self.family.top:
-            norm = self.backbone.get_submodule(name)
-            steps.append(Step(f"{BLOCK}{len(blocks) - 1}", (f"backbone.{name}",), functools.partial(_run_norm, norm)))
-        return steps
+        embed = Step("embeddings", tuple(embeddings), self._embed)
+        return [embed, *block_steps(self.backbone, self.family.blocks, self.family.top)]
 
     def context(self, inputs: Activations) -> Tensor | None:
         """The library's own mask for its own attention, made once for all blocks."""
@@ -96,14 +87,6 @@ class BertLikeText(Tower):
         return self.backbone.embeddings_project(hidden) if hasattr(self.backbone, "embeddings_project") else hidden
 
 
-def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    return block(hidden, mask)
-
-
-def _run_norm(norm: nn.Module, hidden: Tensor, _: object) -> Tensor:
-    return norm(hidden)
-
-
 class AnyText(WholeTower):
     """Any other encoder that gives a last hidden state from ids and a mask."""
 
@@ -112,11 +95,7 @@ class AnyText(WholeTower):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__(backbone)
         ids = torch.ones((1, 4), dtype=torch.int64)
-        self.out_dim = drop_unused(backbone, lambda: self._run_backbone(ids, torch.ones_like(ids, dtype=torch.bool)))
-
-    def steps(self) -> list[Step]:
-        """See Tower."""
-        return [Step("whole", ("backbone",), self._run_backbone)]
+        self.out_dim = drop_unused(backbone, lambda: self.run_backbone(ids, torch.ones_like(ids, dtype=torch.bool)))
 
     def context(self, inputs: Activations) -> Tensor | None:
         """[N, T] bool."""
@@ -126,12 +105,9 @@ class AnyText(WholeTower):
         """See Tower."""
         return _config_of(self.backbone)
 
-    def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
+    def run_backbone(self, inputs: Tensor, context: Tensor) -> Tensor:
         """See WholeTower."""
-        return ((f"backbone.{name}", block) for name, block in blocks_by_name(self.backbone))
-
-    def _run_backbone(self, title_ids: Tensor, mask: Tensor) -> Tensor:
-        return self.backbone(input_ids=title_ids, attention_mask=mask.long()).last_hidden_state
+        return self.backbone(input_ids=inputs, attention_mask=context.long()).last_hidden_state
 
 
 def _config_of(backbone: PreTrainedModel) -> dict[str, Any]:
@@ -149,7 +125,7 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
     Raises:
         UserError: it cannot be had, lacks weights, or does not fit the tokenizer or the length of titles.
     """
-    backbone = load_side(reference, "text", needs="vocab_size")
+    backbone = load_side(reference, "text")
     config = backbone.config
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(

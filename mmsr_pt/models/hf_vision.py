@@ -8,18 +8,16 @@ whole its prefix is the identity.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 
 from mmsr_pt.batch import ImageSpec
-from mmsr_pt.models.hf import architecture_of, blocks_by_name, from_architecture, load_side, use_own_attention
-from mmsr_pt.models.tower import BLOCK, Step
+from mmsr_pt.models.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.tower import Step
 from mmsr_pt.models.vision_tower import VisionTower
 from mmsr_pt.models.whole import WholeTower, drop_unused
 
@@ -77,15 +75,8 @@ class ViTLikeVision(VisionTower):
     def steps(self) -> list[Step]:
         """See Tower."""
         stem = tuple(f"backbone.{name}" for name in self.family.stem)
-        blocks = self.backbone.get_submodule(self.family.blocks)
-        steps = [Step("stem", stem, self._embed), *self.hiding("stem")]
-        for i, block in enumerate(blocks):
-            part = f"backbone.{self.family.blocks}.{i}"
-            steps.append(Step(f"{BLOCK}{i}", (part,), functools.partial(_run_block, block)))
-        for name in self.family.top:
-            norm = functools.partial(_run, self.backbone.get_submodule(name))
-            steps.append(Step(f"{BLOCK}{len(blocks) - 1}", (f"backbone.{name}",), norm))
-        return steps
+        embed = Step("stem", stem, self._embed)
+        return [embed, *self.hiding("stem"), *block_steps(self.backbone, self.family.blocks, self.family.top)]
 
     def config(self) -> dict[str, Any]:
         """See Tower."""
@@ -104,14 +95,6 @@ class ViTLikeVision(VisionTower):
         return hidden
 
 
-def _run_block(block: nn.Module, hidden: Tensor, _: object) -> Tensor:
-    return block(hidden, None)
-
-
-def _run(module: nn.Module, hidden: Tensor, _: object) -> Tensor:
-    return module(hidden)
-
-
 class AnyHFVision(WholeTower, VisionTower):
     """Any other model that gives a last hidden state, of tokens or of a grid, from pixels."""
 
@@ -121,22 +104,15 @@ class AnyHFVision(WholeTower, VisionTower):
         super().__init__(backbone)
         self.image_spec = image_spec
         image = torch.zeros((1, 3, image_spec.height, image_spec.width), dtype=torch.uint8)
-        self.out_dim = drop_unused(backbone, lambda: self._run_backbone(image))
-
-    def steps(self) -> list[Step]:
-        """See Tower."""
-        return [Step("whole", ("backbone",), lambda images, _: self._run_backbone(images))]
+        self.out_dim = drop_unused(backbone, lambda: self.run_backbone(image, None))
 
     def config(self) -> dict[str, Any]:
         """See Tower."""
         return _config_of(self.backbone, self.image_spec)
 
-    def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
+    def run_backbone(self, inputs: Tensor, context: None) -> Tensor:
         """See WholeTower."""
-        return ((f"backbone.{name}", block) for name, block in blocks_by_name(self.backbone))
-
-    def _run_backbone(self, images: Tensor) -> Tensor:
-        return self.as_tokens(self.backbone(self.pixels(images)).last_hidden_state)
+        return self.as_tokens(self.backbone(self.pixels(inputs)).last_hidden_state)
 
 
 def _config_of(backbone: PreTrainedModel, image_spec: ImageSpec) -> dict[str, Any]:
@@ -159,7 +135,7 @@ def load_pretrained(reference: str) -> VisionTower:
     Raises:
         UserError: it cannot be had, is no vision model, or lacks weights.
     """
-    backbone = load_side(reference, "vision", needs="num_channels")
+    backbone = load_side(reference, "vision")
     return _wrap(backbone, _image_spec(backbone.config, _preprocessing(reference)))
 
 

@@ -80,11 +80,7 @@ class AnyTimm(WholeTower, VisionTower):
         self.model_args = model_args
         self.image_spec = _image_spec(backbone)
         image = torch.zeros((1, 3, self.image_spec.height, self.image_spec.width), dtype=torch.uint8)
-        self.out_dim = drop_unused(backbone, lambda: self._run_backbone(image))
-
-    def steps(self) -> list[Step]:
-        """See Tower."""
-        return [Step("whole", ("backbone",), lambda images, _: self._run_backbone(images))]
+        self.out_dim = drop_unused(backbone, lambda: self.run_backbone(image, None))
 
     def config(self) -> dict[str, Any]:
         """See Tower."""
@@ -96,8 +92,9 @@ class AnyTimm(WholeTower, VisionTower):
         for name, group in group_of.items():
             yield f"backbone.{name}", group - 1 if group > 0 else None
 
-    def _run_backbone(self, images: Tensor) -> Tensor:
-        return to_tokens(self.backbone, self.backbone(self.backbone.forward_features, self.pixels(images)))
+    def run_backbone(self, inputs: Tensor, context: None) -> Tensor:
+        """See WholeTower."""
+        return to_tokens(self.backbone, self.backbone(self.backbone.forward_features, self.pixels(inputs)))
 
 
 def _ignoring_context(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Any], Tensor]:

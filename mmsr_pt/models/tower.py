@@ -10,6 +10,7 @@ Shapes: N items, T text tokens, V vision tokens, d the tower's width.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ class Step:
     """Dotted names, from the tower, of the modules and parameters that the step uses."""
     run: Callable[[Tensor, Any], Tensor]
     """(hidden, the tower's context) -> hidden."""
+    is_random: bool = False
+    """Gives something else at every step of training, so that nothing from here on is part of the prefix."""
 
 
 class Tower(nn.Module):
@@ -138,7 +141,8 @@ class Tower(nn.Module):
                     module = _find(self, part)
                     if isinstance(module, nn.Module):
                         module.eval()
-            for module in self.modules():
+            # the tower itself stays in training mode, also where all of it is frozen
+            for module in itertools.islice(self.modules(), 1, None):
                 parameters = list(module.parameters())
                 is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
                 if is_frozen or isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -149,8 +153,8 @@ class Tower(nn.Module):
         """Where the cut is: how many of the steps, from the bottom, form the prefix."""
         steps = self.steps()
         trained = self.trained_groups
-        trains = [step.group in trained or f"{step.group}.{LORA}" in trained for step in steps]
-        return trains.index(True) if any(trains) else len(steps)
+        ends = [step.is_random or step.group in trained or f"{step.group}.{LORA}" in trained for step in steps]
+        return ends.index(True) if any(ends) else len(steps)
 
     @property
     def has_prefix(self) -> bool:

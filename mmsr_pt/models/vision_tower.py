@@ -28,15 +28,6 @@ class VisionTower(Tower):
     hides_in_evaluation: bool = False
     """Whether they are left out in evaluation, too."""
 
-    _is_training: bool = False
-    """Unlike `training` also of a tower that is frozen as a whole."""
-
-    def train(self, mode: bool = True) -> VisionTower:
-        """See Tower."""
-        super().train(mode)
-        self._is_training = mode
-        return self
-
     def hide_patches(self, ratio: float, in_evaluation: bool) -> None:
         """From now on leaves out a random share of each picture's patches, as in MAE (He et al. 2022).
 
@@ -58,11 +49,11 @@ class VisionTower(Tower):
 
     def hiding(self, group: str) -> list[Step]:
         """The step that hides patches, if any are to be; it follows that of `group` which makes tokens of them."""
-        return [Step(group, (), self._hide)] if self.mask_ratio else []
+        return [Step(group, (), self._hide, is_random=True)] if self.mask_ratio else []
 
     def _hide(self, tokens: Tensor, _: object) -> Tensor:
         """[N, S + V, d] -> [N, S + V', d]."""
-        if not (self._is_training or self.hides_in_evaluation):
+        if not (self.training or self.hides_in_evaluation):
             return tokens
         assert self.num_special_tokens is not None
         special, patches = tokens.split([self.num_special_tokens, tokens.shape[1] - self.num_special_tokens], dim=1)
@@ -70,12 +61,6 @@ class VisionTower(Tower):
         kept = noise.argsort(dim=1)[:, : int(patches.shape[1] * (1 - self.mask_ratio))]
         patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
         return torch.cat([special, patches], dim=1)
-
-    def num_prefix_steps(self) -> int:
-        """See Tower."""
-        before = next((i for i, step in enumerate(self.steps()) if step.run == self._hide), None)
-        frozen = super().num_prefix_steps()
-        return frozen if before is None else min(frozen, before)
 
     def pixels(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] uint8 -> the same normalised, in the dtype of the weights, channels last in memory."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmsr_pt.models.tower import BLOCK, Tower, with_lora_apart
+from mmsr_pt.models.tower import BLOCK, Step, Tower, with_lora_apart
 
 
 class WholeTower(Tower):
@@ -23,8 +24,28 @@ class WholeTower(Tower):
         self.backbone = backbone
 
     def group_of_parameters(self) -> Iterator[tuple[str, int | None]]:
-        """(parameter name, its block counted from 0 or None for the bottom group)."""
+        """(parameter name, its block counted from 0 or None for the bottom group) by the longest list of blocks."""
+        lists = [(name, part) for name, part in self.named_modules() if isinstance(part, nn.ModuleList)]
+        where, blocks = max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", []))
+        pattern = re.compile(rf"{re.escape(where)}\.(\d+)\.")
+        is_past_blocks = False
+        for name, _ in self.named_parameters():
+            found = pattern.match(name)
+            is_past_blocks |= found is not None
+            if found is not None:
+                yield name, int(found[1])
+            elif is_past_blocks and "embed" not in name:
+                yield name, len(blocks) - 1
+            else:
+                yield name, None
+
+    def run_backbone(self, inputs: Tensor, context: Any) -> Tensor:
+        """Title ids or images and the tower's context to tokens."""
         raise NotImplementedError
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        return [Step("whole", ("backbone",), self.run_backbone)]
 
     def layer_groups(self) -> dict[str, list[str]]:
         """See Tower."""

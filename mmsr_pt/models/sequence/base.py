@@ -54,4 +54,15 @@ class SequenceEncoder(nn.Module):
         return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
 
 
+def positions_from_end(mask: Tensor, num_positions: int) -> Tensor:
+    """[B, L] bool -> [B, L] int64: where each item stands, the newest at the last position however long its history is.
+
+    Padding gets any position, as nothing looks there.
+    """
+    length = mask.shape[1]
+    assert length <= num_positions, f"{length} positions, at most {num_positions} are known"
+    positions = torch.arange(length, device=mask.device) - mask.sum(dim=1, keepdim=True) + num_positions
+    return positions.clamp(max=num_positions - 1)
+
+
 sequence_encoders: Registry[type[SequenceEncoder]] = Registry("sequence encoder")

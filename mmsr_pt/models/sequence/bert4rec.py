@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.attention import PostNormBlock, init_xavier
-from mmsr_pt.models.sequence.base import SequenceEncoder, sequence_encoders
+from mmsr_pt.models.sequence.base import SequenceEncoder, positions_from_end, sequence_encoders
 
 
 @sequence_encoders.register("bert4rec")
@@ -44,13 +44,8 @@ class BERT4Rec(SequenceEncoder):
 
     def fill(self, vectors: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
         """See SequenceEncoder; at most L + 1 positions of a model that reads L."""
-        length = vectors.shape[1]
-        assert length <= self.max_positions, f"{length} positions, at most {self.max_positions} are known"
         unseen = self.hidden_item(torch.zeros(1, dtype=torch.int64, device=vectors.device))
-        from_left = torch.arange(length, device=mask.device)
-        positions = from_left - mask.sum(dim=1, keepdim=True) + self.max_positions
-        # padding points behind the end: any position will do, as nothing looks there
-        places = self.positions(positions.clamp(max=self.max_positions - 1))
+        places = self.positions(positions_from_end(mask, self.max_positions))
         states = self.dropout(self.norm(torch.where(hidden[..., None], unseen, vectors) + places))
         for block in self.blocks:
             states = block(states, mask[:, None, None])

@@ -5,12 +5,11 @@ Shapes: B users, L positions, D width. Real positions stand left, padding right.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.attention import PostNormBlock, init_xavier
-from mmsr_pt.models.sequence.base import SequenceEncoder, sequence_encoders
+from mmsr_pt.models.sequence.base import SequenceEncoder, positions_from_end, sequence_encoders
 
 
 @sequence_encoders.register("sasrec")
@@ -58,9 +57,5 @@ class SASRec(SequenceEncoder):
 
     def _embed(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """[B, L, D]: what goes into the first block."""
-        length = vectors.shape[1]
-        assert length <= self.max_history, f"{length} positions, at most {self.max_history} are known"
-        from_left = torch.arange(length, device=mask.device)
-        positions = from_left - mask.sum(dim=1, keepdim=True) + self.max_history
-        # padding points behind the end: any position will do, as nothing valid looks there
-        return self.dropout(self.norm(vectors + self.positions(positions.clamp(max=self.max_history - 1))))
+        positions = self.positions(positions_from_end(mask, self.max_history))
+        return self.dropout(self.norm(vectors + positions))

@@ -22,7 +22,7 @@ from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.models.text import check_text_name
+from mmsr_pt.models.towers.text import check_text_name
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import precision, zero_stage
 from mmsr_pt.training.launch import DistInfo

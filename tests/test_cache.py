@@ -18,8 +18,8 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.models.side import tuned
-from tests.models.towers import timm_tower
+from mmsr_pt.models.towers.side import tuned
+from tests.models.towers.small import timm_tower
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def domain(small_domain, tmp_path) -> Domain:
 def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str = "top:1"):
     """A small model with towers that count as pretrained, and its preprocessing."""
     from mmsr_pt.models.fusion import fusions
-    from mmsr_pt.models.hf_text import from_config
-    from mmsr_pt.models.text import TinyText
-    from mmsr_pt.models.vision import TinyVision
+    from mmsr_pt.models.towers.hf_text import from_config
+    from mmsr_pt.models.towers.text import TinyText
+    from mmsr_pt.models.towers.vision import TinyVision
 
     torch.manual_seed(0)
     config = ModelConfig(width=16, fusion_heads=2, tune=tune)

@@ -8,16 +8,16 @@ from mmsr_pt.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
 from mmsr_pt.models.fusion import fusions
-from mmsr_pt.models.hf_text import from_config
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.models.text import TinyText
-from mmsr_pt.models.tower import Activations
-from mmsr_pt.models.vision import TinyVision
+from mmsr_pt.models.towers.hf_text import from_config
+from mmsr_pt.models.towers.text import TinyText
+from mmsr_pt.models.towers.tower import Activations
+from mmsr_pt.models.towers.vision import TinyVision
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.task import NextItemTask
-from tests.models.towers import HF_CONFIGS, perturb, timm_tower
+from tests.models.towers.small import HF_CONFIGS, perturb, timm_tower
 
 ALONE = DistInfo(0, 0, 1, torch.device("cpu"))
 TITLE_TOKENS = 12

@@ -17,11 +17,11 @@ from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup, is_split
-from mmsr_pt.models.side import tuned
-from mmsr_pt.models.text import build_text_tower, text_tower_from_config
-from mmsr_pt.models.tower import Activations, Tower
-from mmsr_pt.models.vision import build_vision_tower, vision_tower_from_config
-from mmsr_pt.models.vision_tower import VisionTower
+from mmsr_pt.models.towers.side import tuned
+from mmsr_pt.models.towers.text import build_text_tower, text_tower_from_config
+from mmsr_pt.models.towers.tower import Activations, Tower
+from mmsr_pt.models.towers.vision import build_vision_tower, vision_tower_from_config
+from mmsr_pt.models.towers.vision_tower import VisionTower
 
 
 class ItemActivations(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmsr_pt.models.attention import attend
-from tests.models.towers import make, relative_error, titles
+from tests.models.towers.small import make, relative_error, titles
 
 KEEP = torch.arange(6)[None, :] < torch.tensor([6, 4, 1])[:, None]
 

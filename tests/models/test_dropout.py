@@ -6,7 +6,7 @@ from torch import nn
 from mmsr_pt.models.attention import SelfAttention
 from mmsr_pt.models.dropout import set_dropout
 from tests.models.test_recommender import with_towers
-from tests.models.towers import HF_CONFIGS, hf_tower, timm_tower
+from tests.models.towers.small import HF_CONFIGS, hf_tower, timm_tower
 
 
 @pytest.mark.parametrize("name", sorted(HF_CONFIGS))

@@ -9,7 +9,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.attention import PostNormBlock
 from mmsr_pt.models.fusion import fusions, masked_mean
-from tests.models.towers import perturb
+from tests.models.towers.small import perturb
 
 WIDTH = 12
 CONFIG = ModelConfig(width=WIDTH, fusion_layers=2, fusion_heads=3, sequence_heads=1, dropout=0.1)

@@ -17,8 +17,18 @@ from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.models.side import tuned
-from tests.models.towers import HF_CONFIGS, TEXT, TIMM_STEPPED, TIMM_WHOLE, VISION, VOCAB, hf_tower, perturb, timm_tower
+from mmsr_pt.models.towers.side import tuned
+from tests.models.towers.small import (
+    HF_CONFIGS,
+    TEXT,
+    TIMM_STEPPED,
+    TIMM_WHOLE,
+    VISION,
+    VOCAB,
+    hf_tower,
+    perturb,
+    timm_tower,
+)
 
 SMALL = ModelConfig(width=16, fusion_heads=2, sequence_heads=2, max_history=5, title_tokens=8)
 CONFIGS = {

@@ -11,7 +11,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.sequence import sequence_encoders
 from tests.models.test_fusion import torch_layer
-from tests.models.towers import perturb
+from tests.models.towers.small import perturb
 
 WIDTH, LENGTH = 12, 6
 CONFIG = ModelConfig(width=WIDTH, max_history=LENGTH, sequence_layers=2, sequence_heads=3, fusion_heads=1, dropout=0.1)

@@ -17,7 +17,7 @@ from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.training.optim import check_gradients, group_table, learning_rate_factor, param_groups
 from tests.models.test_recommender import CONFIGS, build, with_towers
-from tests.models.towers import hf_tower
+from tests.models.towers.small import hf_tower
 from tests.training.toy import OPTIM, ToyModel
 
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
-from mmsr_pt.models.tower import Activations
-from mmsr_pt.models.vision import TinyVision, build_vision_tower, vision_tower_from_config
+from mmsr_pt.models.towers.tower import Activations
+from mmsr_pt.models.towers.vision import TinyVision, build_vision_tower, vision_tower_from_config
 from tests.conftest import real_weights
-from tests.models.towers import TIMM_STEPPED, TIMM_WHOLE, perturb, pictures, relative_error, timm_tower
+from tests.models.towers.small import TIMM_STEPPED, TIMM_WHOLE, perturb, pictures, relative_error, timm_tower
 
 
 @pytest.fixture

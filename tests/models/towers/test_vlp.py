@@ -21,7 +21,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import ConcatFusion, masked_mean
 from mmsr_pt.models.recommender import MMSRModel
-from tests.models.towers import HF_CONFIGS, HF_VISION_STEPPED, HF_VISION_WHOLE
+from tests.models.towers.small import HF_CONFIGS, HF_VISION_STEPPED, HF_VISION_WHOLE
 
 SMALL = ModelConfig(width=16, fusion_heads=2, title_tokens=8, max_history=5)
 KINDS = {

@@ -8,8 +8,8 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.models.side import tuned
-from tests.models.towers import HF_CONFIGS, TEXT, VISION, inputs_for, make
+from mmsr_pt.models.towers.side import tuned
+from tests.models.towers.small import HF_CONFIGS, TEXT, VISION, inputs_for, make
 
 CONVOLUTIONAL = {"test_efficientnet", "tf_efficientnet_lite0", "test_resnet", "test_nfnet", "hf-resnet"}
 WITH_LINEAR = [("text", name) for name in TEXT if name != "tiny"]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.timm_families import cut_of, running_functions, to_tokens, vision_transformer
-from mmsr_pt.models.tower import Step
-from mmsr_pt.models.vision_tower import VisionTower
-from mmsr_pt.models.whole import WholeTower, drop_unused
+from mmsr_pt.models.towers.timm_families import cut_of, running_functions, to_tokens, vision_transformer
+from mmsr_pt.models.towers.tower import Step
+from mmsr_pt.models.towers.vision_tower import VisionTower
+from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.tower import BLOCK, LORA, Tower
+from mmsr_pt.models.towers.tower import BLOCK, LORA, Tower
 
 
 def rank_of(policy: str) -> int:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 
 from mmsr_pt.batch import ImageSpec
-from mmsr_pt.models.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
-from mmsr_pt.models.tower import Step
-from mmsr_pt.models.vision_tower import VisionTower
-from mmsr_pt.models.whole import WholeTower, drop_unused
+from mmsr_pt.models.towers.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.towers.tower import Step
+from mmsr_pt.models.towers.vision_tower import VisionTower
+from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from timm.models import ConvNeXt, EfficientNet, ResNet, SwinTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from mmsr_pt.models.depthwise import speed_up_depthwise
-from mmsr_pt.models.tower import BLOCK
-from mmsr_pt.models.vision_tower import grid_to_tokens
+from mmsr_pt.models.towers.depthwise import speed_up_depthwise
+from mmsr_pt.models.towers.tower import BLOCK
+from mmsr_pt.models.towers.vision_tower import grid_to_tokens
 
 
 class Piece(NamedTuple):

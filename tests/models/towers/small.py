@@ -30,10 +30,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from mmsr_pt.models.text import TinyText, text_tower_from_config
-from mmsr_pt.models.tower import Activations, Tower
-from mmsr_pt.models.vision import TinyVision, vision_tower_from_config
-from mmsr_pt.models.vision_tower import VisionTower
+from mmsr_pt.models.towers.text import TinyText, text_tower_from_config
+from mmsr_pt.models.towers.tower import Activations, Tower
+from mmsr_pt.models.towers.vision import TinyVision, vision_tower_from_config
+from mmsr_pt.models.towers.vision_tower import VisionTower
 
 VOCAB = 60
 

@@ -16,9 +16,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
-from mmsr_pt.models.tower import Activations, Step, Tower
-from mmsr_pt.models.whole import WholeTower, drop_unused
+from mmsr_pt.models.towers.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.towers.tower import Activations, Step, Tower
+from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
-from mmsr_pt.models.tower import Activations, Step, Tower
+from mmsr_pt.models.towers.tower import Activations, Step, Tower
 
 
 class VisionTower(Tower):

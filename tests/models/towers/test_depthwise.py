@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmsr_pt.models.depthwise import speed_up_depthwise
-from tests.models.towers import relative_error
+from mmsr_pt.models.towers.depthwise import speed_up_depthwise
+from tests.models.towers.small import relative_error
 
 
 def gradients(convolution: nn.Conv2d, hidden: torch.Tensor) -> list[torch.Tensor]:

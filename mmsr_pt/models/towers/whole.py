@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsr_pt.models.tower import BLOCK, Step, Tower, with_lora_apart
+from mmsr_pt.models.towers.tower import BLOCK, Step, Tower, with_lora_apart
 
 
 class WholeTower(Tower):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
-from mmsr_pt.models.side import SideVisionTower
-from mmsr_pt.models.text import check_hf_place
-from mmsr_pt.models.tower import BLOCK, SIDE, Step
-from mmsr_pt.models.vision_tower import VisionTower, grid_to_tokens
+from mmsr_pt.models.towers.side import SideVisionTower
+from mmsr_pt.models.towers.text import check_hf_place
+from mmsr_pt.models.towers.tower import BLOCK, SIDE, Step
+from mmsr_pt.models.towers.vision_tower import VisionTower, grid_to_tokens
 from mmsr_pt.registry import unknown_name
 
 
@@ -89,12 +89,12 @@ def build_vision_tower(name: str) -> VisionTower | None:
         return TinyVision()
     kind, _, reference = name.partition(":")
     if kind == "timm" and reference:
-        from mmsr_pt.models.timm_vision import load_pretrained
+        from mmsr_pt.models.towers.timm_vision import load_pretrained
 
         return load_pretrained(reference)
     if kind == "hf" and reference:
         check_hf_place("--vision", reference)
-        from mmsr_pt.models.hf_vision import load_pretrained as load_hf
+        from mmsr_pt.models.towers.hf_vision import load_pretrained as load_hf
 
         return load_hf(reference)
     if kind == "local-dir" and reference:
@@ -114,11 +114,11 @@ def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
     if config["kind"] == "tiny":
         return TinyVision()
     if config["kind"] == "timm":
-        from mmsr_pt.models.timm_vision import from_config
+        from mmsr_pt.models.towers.timm_vision import from_config
 
         return from_config(config)
     if config["kind"] == "hf":
-        from mmsr_pt.models.hf_vision import from_config as from_hf_config
+        from mmsr_pt.models.towers.hf_vision import from_config as from_hf_config
 
         return from_hf_config(config)
     if config["kind"] == SIDE:

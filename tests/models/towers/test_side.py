@@ -10,15 +10,25 @@ from transformers import BertConfig, BertModel
 
 from mmsr_pt.config import OptimConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.models.side import SideNetwork, SideTower, tuned, with_side
-from mmsr_pt.models.text import text_tower_from_config
-from mmsr_pt.models.tower import Activations
-from mmsr_pt.models.vision import vision_tower_from_config
-from mmsr_pt.models.vision_tower import VisionTower
-from mmsr_pt.models.whole import WholeTower
+from mmsr_pt.models.towers.side import SideNetwork, SideTower, tuned, with_side
+from mmsr_pt.models.towers.text import text_tower_from_config
+from mmsr_pt.models.towers.tower import Activations
+from mmsr_pt.models.towers.vision import vision_tower_from_config
+from mmsr_pt.models.towers.vision_tower import VisionTower
+from mmsr_pt.models.towers.whole import WholeTower
 from mmsr_pt.training.optim import param_groups
 from tests.models.test_recommender import with_towers
-from tests.models.towers import HF_CONFIGS, TEXT, VISION, hf_tower, inputs_for, make, perturb, relative_error, titles
+from tests.models.towers.small import (
+    HF_CONFIGS,
+    TEXT,
+    VISION,
+    hf_tower,
+    inputs_for,
+    make,
+    perturb,
+    relative_error,
+    titles,
+)
 
 ALL = [("text", name) for name in TEXT if name != "tiny"] + [("vision", name) for name in VISION if name != "tiny"]
 every_tower = pytest.mark.parametrize(("modality", "name"), ALL, ids=[f"{m}-{n}" for m, n in ALL])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
 from mmsr_pt.models.attention import PostNormBlock, init_normal
-from mmsr_pt.models.side import with_side
-from mmsr_pt.models.tower import BLOCK, SIDE, Activations, Step, Tower
+from mmsr_pt.models.towers.side import with_side
+from mmsr_pt.models.towers.tower import BLOCK, SIDE, Activations, Step, Tower
 from mmsr_pt.registry import unknown_name
 
 
@@ -79,7 +79,7 @@ def build_text_tower(name: str, vocab_size: int | None, title_tokens: int) -> To
     if name == "tiny":
         assert vocab_size is not None, "a tiny text tower needs the size of the vocabulary"
         return TinyText(vocab_size)
-    from mmsr_pt.models.hf_text import load_pretrained
+    from mmsr_pt.models.towers.hf_text import load_pretrained
 
     return load_pretrained(name.removeprefix("hf:"), vocab_size, title_tokens)
 
@@ -111,7 +111,7 @@ def text_tower_from_config(config: dict[str, Any]) -> Tower:
     if config["kind"] == "tiny":
         return TinyText(config["vocab_size"])
     if config["kind"] == "hf":
-        from mmsr_pt.models.hf_text import from_config
+        from mmsr_pt.models.towers.hf_text import from_config
 
         return from_config(config["config"])
     if config["kind"] == SIDE:

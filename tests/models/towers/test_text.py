@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.hf import from_architecture
-from mmsr_pt.models.text import TinyText, build_text_tower
-from mmsr_pt.models.tower import Activations
+from mmsr_pt.models.towers.hf import from_architecture
+from mmsr_pt.models.towers.text import TinyText, build_text_tower
+from mmsr_pt.models.towers.tower import Activations
 from tests.conftest import SHARED, real_weights
-from tests.models.towers import HF_CONFIGS, hf_tower, perturb, titles
+from tests.models.towers.small import HF_CONFIGS, hf_tower, perturb, titles
 
 
 @pytest.fixture

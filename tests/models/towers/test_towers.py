@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.text import text_tower_from_config
-from mmsr_pt.models.tower import Activations
-from mmsr_pt.models.vision import vision_tower_from_config
-from mmsr_pt.models.whole import WholeTower
-from tests.models.towers import TEXT, VISION, inputs_for, make, relative_error, titles
+from mmsr_pt.models.towers.text import text_tower_from_config
+from mmsr_pt.models.towers.tower import Activations
+from mmsr_pt.models.towers.vision import vision_tower_from_config
+from mmsr_pt.models.towers.whole import WholeTower
+from tests.models.towers.small import TEXT, VISION, inputs_for, make, relative_error, titles
 
 ALL = [("text", name) for name in TEXT] + [("vision", name) for name in VISION]
 every_tower = pytest.mark.parametrize(("modality", "name"), ALL, ids=[f"{m}-{n}" for m, n in ALL])
@@ -235,7 +235,7 @@ def test_a_prefix_in_pieces_is_the_prefix(modality, name, monkeypatch):
     tower.tune("top:1")
     inputs = inputs_for(tower)
     whole = tower.prefix(inputs).hidden
-    monkeypatch.setattr("mmsr_pt.models.tower._PIECE", 2)
+    monkeypatch.setattr("mmsr_pt.models.towers.tower._PIECE", 2)
     sizes = []
     run = tower._run
     monkeypatch.setattr(tower, "_run", lambda steps, piece: sizes.append(len(piece.hidden)) or run(steps, piece))

@@ -10,10 +10,10 @@ from transformers import BertConfig, CLIPConfig, CLIPModel, ViTForImageClassific
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.models.hf import from_architecture
-from mmsr_pt.models.tower import Activations
-from mmsr_pt.models.vision import build_vision_tower
-from tests.models.towers import (
+from mmsr_pt.models.towers.hf import from_architecture
+from mmsr_pt.models.towers.tower import Activations
+from mmsr_pt.models.towers.vision import build_vision_tower
+from tests.models.towers.small import (
     HF_IMAGE,
     HF_VISION_STEPPED,
     HF_VISION_WHOLE,

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import masked_mean
-from mmsr_pt.models.tower import LORA, SIDE, Activations, Step, Tower
-from mmsr_pt.models.vision_tower import VisionTower
+from mmsr_pt.models.towers.tower import LORA, SIDE, Activations, Step, Tower
+from mmsr_pt.models.towers.vision_tower import VisionTower
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def tuned(tower: TowerT, policy: str, width: int) -> TowerT:
     if policy == SIDE and tower.pretrained and not isinstance(tower, SideTower):
         return cast(TowerT, with_side(tower, width))
     if policy.startswith(f"{LORA}:") and tower.pretrained:
-        from mmsr_pt.models.lora import add_lora, rank_of
+        from mmsr_pt.models.towers.lora import add_lora, rank_of
 
         add_lora(tower, rank_of(policy))
     tower.tune(policy)

@@ -13,7 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.attention import attend
-from mmsr_pt.models.tower import BLOCK, Step
+from mmsr_pt.models.towers.tower import BLOCK, Step
 
 _ATTENTION = "mmsr_pt"
 """What the library knows `attend` as."""

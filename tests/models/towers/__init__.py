@@ -1,0 +1,1 @@
+"""Tests of mmsr_pt.models.towers."""

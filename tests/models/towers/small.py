@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 from transformers import (
     AlbertConfig,
     BertConfig,
@@ -98,6 +99,17 @@ TIMM_STEPPED = {
     "test_convnext": {},
 }
 TIMM_WHOLE = {"test_mambaout": {}, "test_nfnet": {}}
+REGION = {
+    "kind": "region",
+    "backbone": "resnet18",
+    "image_size": 64,
+    "num_regions": 6,
+    "num_proposals": 40,
+    "width": 16,
+    "num_classes": 6,
+}
+NEVER_TRAINS = {"region"}
+"""Towers that stay frozen whatever the policy."""
 
 
 def hf_tower(kind: str) -> Tower:
@@ -115,11 +127,20 @@ def hf_vision_tower(name: str) -> VisionTower:
     return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
 
 
+def region_tower() -> VisionTower:
+    tower = vision_tower_from_config(REGION)
+    for module in tower.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.35)  # random weights, once perturbed, would blow pictures up beyond any box
+    return tower
+
+
 TEXT: dict[str, Callable[[], Tower]] = {"tiny": lambda: TinyText(VOCAB)}
 TEXT |= {kind: (lambda kind=kind: hf_tower(kind)) for kind in HF_CONFIGS}
 VISION: dict[str, Callable[[], VisionTower]] = {"tiny": TinyVision}
 VISION |= {name: (lambda name=name: timm_tower(name)) for name in {**TIMM_STEPPED, **TIMM_WHOLE}}
 VISION |= {name: (lambda name=name: hf_vision_tower(name)) for name in {**HF_VISION_STEPPED, **HF_VISION_WHOLE}}
+VISION["region"] = region_tower
 
 
 def make(modality: str, name: str, seed: int = 0) -> Tower:

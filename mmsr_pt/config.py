@@ -34,8 +34,9 @@ class ModelConfig:
     text: str = "tiny"
     """Text tower: tiny, hf:NAME, hf:/a/local/dir, or none (MMSR-V)."""
     vision: str = "tiny"
-    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, hf:NAME, hf:/a/local/dir, region or region:/a/file.pth
-    (what a detector finds, 49 regions; needs --cache), or none (MMSR-T)."""
+    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, hf:NAME, hf:/a/local/dir, stem:hf:NAME (the patch
+    embedding alone), region or region:/a/file.pth (what a detector finds, 49 regions; needs --cache), or none (MMSR-T).
+    """
     patch_mask: float = 0.0
     """Share of a picture's patches that a vision transformer does not see in training, drawn anew each time, in [0, 1)
     (ViT-MAE's pre-training and the paper: 0.75)."""

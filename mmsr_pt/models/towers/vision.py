@@ -1,6 +1,6 @@
-"""Vision towers by name: `tiny`, `timm:NAME`, `timm:local-dir:DIR`, `hf:NAME_OR_DIR`, `region`, `region:FILE`.
+"""Vision towers by name; uint8 images in, tokens out.
 
-All take uint8 images in and give tokens out.
+`tiny`, `timm:NAME`, `timm:local-dir:DIR`, `hf:NAME_OR_DIR`, `stem:hf:NAME_OR_DIR`, `region`, `region:FILE`.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def _run_block(block: nn.Module, hidden: Tensor, _: object) -> Tensor:
     return block(hidden)
 
 
-_NAMES = ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "hf:NAME", "region", "region:/a/file.pth", "none")
+_NAMES = ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "hf:NAME", "stem:hf:NAME", "region", "region:FILE", "none")
 
 
 def build_vision_tower(name: str) -> VisionTower | None:
     """The vision tower called `name` with its pretrained weights; None for `none`.
 
     Args:
-        name: tiny, timm:NAME, timm:local-dir:DIR, hf:NAME_OR_DIR, region, region:FILE or none.
+        name: tiny, timm:NAME, timm:local-dir:DIR, hf:NAME_OR_DIR, stem:hf:NAME_OR_DIR, region, region:FILE or none.
 
     Raises:
         UserError: unknown name, or weights that cannot be had.
@@ -98,11 +98,13 @@ def build_vision_tower(name: str) -> VisionTower | None:
         from mmsr_pt.models.towers.timm_vision import load_pretrained
 
         return load_pretrained(reference)
-    if kind == "hf" and reference:
-        check_hf_place("--vision", reference)
+    if kind in ("hf", "stem") and reference:
+        if kind == "stem" and not reference.startswith("hf:"):
+            raise UserError(f"--vision {name}: only transformers models give their stem, write stem:hf:NAME_OR_DIR")
+        check_hf_place("--vision", reference.removeprefix("hf:"))
         from mmsr_pt.models.towers.hf_vision import load_pretrained as load_hf
 
-        return load_hf(reference)
+        return load_hf(reference.removeprefix("hf:"), stem_only=kind == "stem")
     if name == "region" or (kind == "region" and reference):
         from mmsr_pt.models.towers.region import load_pretrained as load_region
 

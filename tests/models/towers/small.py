@@ -88,6 +88,8 @@ HF_VISION_WHOLE = {
     "hf-resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
     "hf-convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32),
 }
+STEMS = {f"stem-{name}": name for name in HF_VISION_STEPPED}
+"""Towers without blocks -> those whose patch embedding they are."""
 HF_IMAGE = {"height": 32, "width": 32, "interpolation": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 TIMM_STEPPED = {
     "test_vit": {},
@@ -127,6 +129,13 @@ def hf_vision_tower(name: str) -> VisionTower:
     return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
 
 
+def stem_tower(name: str) -> VisionTower:
+    config = {**HF_VISION_STEPPED[STEMS[name]].to_dict(), "num_hidden_layers": 0}
+    for counted_in_blocks in ("out_features", "out_indices", "stage_names"):
+        config.pop(counted_in_blocks, None)
+    return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
+
+
 def region_tower() -> VisionTower:
     tower = vision_tower_from_config(REGION)
     for module in tower.modules():
@@ -140,6 +149,7 @@ TEXT |= {kind: (lambda kind=kind: hf_tower(kind)) for kind in HF_CONFIGS}
 VISION: dict[str, Callable[[], VisionTower]] = {"tiny": TinyVision}
 VISION |= {name: (lambda name=name: timm_tower(name)) for name in {**TIMM_STEPPED, **TIMM_WHOLE}}
 VISION |= {name: (lambda name=name: hf_vision_tower(name)) for name in {**HF_VISION_STEPPED, **HF_VISION_WHOLE}}
+VISION |= {name: (lambda name=name: stem_tower(name)) for name in STEMS}
 VISION["region"] = region_tower
 
 

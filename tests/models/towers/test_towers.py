@@ -11,7 +11,7 @@ from mmsr_pt.models.towers.text import text_tower_from_config
 from mmsr_pt.models.towers.tower import Activations
 from mmsr_pt.models.towers.vision import vision_tower_from_config
 from mmsr_pt.models.towers.whole import WholeTower
-from tests.models.towers.small import NEVER_TRAINS, TEXT, VISION, inputs_for, make, relative_error, titles
+from tests.models.towers.small import NEVER_TRAINS, STEMS, TEXT, VISION, inputs_for, make, relative_error, titles
 
 ALL = [("text", name) for name in TEXT] + [("vision", name) for name in VISION]
 every_tower = pytest.mark.parametrize(("modality", "name"), ALL, ids=[f"{m}-{n}" for m, n in ALL])
@@ -110,7 +110,8 @@ def test_the_prefix_is_the_frozen_part_and_does_not_drop_out(modality, name):
     first, second = tower.prefix(inputs), tower.prefix(inputs)
     assert torch.equal(first.hidden, second.hidden)
     assert not first.hidden.requires_grad
-    if not isinstance(tower, WholeTower):
+    assert tower.has_prefix == (not isinstance(tower, WholeTower) and name not in STEMS)
+    if tower.has_prefix:
         assert first.hidden.shape[0] == 3
         assert first.hidden.is_floating_point(), "the frozen blocks have run"
         # what a cache gives back, item by item, goes on as if it had just been computed

@@ -38,7 +38,9 @@ class ModelConfig:
     text: str = "tiny"
     """Text tower: tiny, hf:NAME, hf:/a/local/dir, or none (MMSR-V)."""
     vision: str = "tiny"
-    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, hf:NAME, hf:/a/local/dir, or none (MMSR-T)."""
+    """Vision tower: tiny, timm:NAME, timm:local-dir:/a/dir, hf:NAME, hf:/a/local/dir, stem:hf:NAME (the patch
+    embedding alone), region or region:/a/file.pth (what a detector finds, 49 regions; needs --cache), or none (MMSR-T).
+    """
     patch_mask: float = 0.0
     """Share of a picture's patches that a vision transformer does not see in training, drawn anew each time, in [0, 1)
     (ViT-MAE's pre-training and the paper: 0.75)."""
@@ -298,6 +300,10 @@ class PretrainConfig:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")
             _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
+        _require(
+            self.data.cache or self.model.item == "id" or self.model.vision.partition(":")[0] != "region",
+            f"--vision {self.model.vision} needs --cache: its detector is to see each picture once, not at every step",
+        )
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -20,7 +20,7 @@ from mmsr_pt.models.item_encoder import FusedItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
-from tests.models.towers.small import timm_tower
+from tests.models.towers.small import region_tower, timm_tower
 from tests.models.towers.vlps import flags_for, publish, publish_eyes
 
 
@@ -48,6 +48,8 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
         text_tower = TinyText(tokenizer.vocab_size)
     if vision == "vit":
         vision_tower = timm_tower("test_vit")
+    elif vision == "region":
+        vision_tower = region_tower()
     else:
         vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
     text_tower = tuned(text_tower, tune, config.width)
@@ -55,6 +57,19 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
     encoder = FusedItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
     model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     return model, Preprocessor(tokenizer, encoder.image_spec, title_tokens=20)
+
+
+def test_regions_are_detected_once(domain):
+    model, preprocessor = make_model(domain, "tiny", "region")
+    cache = open_for(model, preprocessor, domain)
+    raw, cached = batches_of(item_source(domain, preprocessor)), batches_of(cache.source(domain, 0))
+    model.item_encoder.vision.detector.backbone = None  # calling it would fail
+    for expected, found in zip(raw, cached, strict=True):
+        assert found.images is None
+        assert found.image_activations.shape[1:] == (6, 16)
+        with torch.no_grad():
+            own = make_model(domain, "tiny", "region")[0].encode_items(expected)
+            assert torch.allclose(model.encode_items(found), own, atol=1e-6)
 
 
 def open_for(model, preprocessor, domain, dtype=torch.float32):

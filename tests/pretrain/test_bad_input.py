@@ -81,6 +81,8 @@ FLAGS: dict[str, tuple[list[object], list[str]]] = {
     "unknown vision": (["--vision", "tinny"], ["'tinny'", "timm:NAME", "Did you mean 'tiny'?"]),
     "unknown timm model": (["--vision", "timm:resnet1888"], ["'resnet1888'", "timm:resnet18"]),
     "no vision directory": (["--vision", "timm:local-dir:/no/where"], ["/no/where/config.json", "give a directory"]),
+    "regions at every step": (["--vision", "region"], ["--vision region needs --cache"]),
+    "no region file": (["--vision", "region:/no/where", "--cache"], ["region:/no/where", "no such file", ".pth"]),
     "unknown policy": (["--text_tune", "top:x"], ["'top:x'", "top:K", "full, frozen, side or lora:R"]),
     "no domain there": (["--data", "/no/where"], ["/no/where", "shards/build.py --out"]),
     "too few tars": (["--num_workers", 16, "--ds_config", "16.json"], ["16 readers", "8", "--num_shards 16"]),

@@ -7,10 +7,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.models.recommender import MMSRModel
+from tests.data.raw import build_table, write_plain_table
 from tests.pretrain.launching import ds_config, finish, launch, losses, metrics
 
 
@@ -80,3 +82,22 @@ def test_an_id_model_has_nothing_to_cache(tmp_path: Path, domain: Domain) -> Non
     assert len(ended.errors) == 1
     assert "leave --cache out" in ended.errors[0]
     assert not run_dir.exists()
+
+
+@pytest.mark.slow
+def test_regions_of_a_file_are_detected_once_and_trained_from(tmp_path: Path) -> None:
+    """torchvision's detector in full size with random weights, on 20 items."""
+    small = build_table(write_plain_table(tmp_path / "raw"), tmp_path / "domain")
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "detector.pth")
+    regions = ["--text", "tiny", "--vision", f"region:{tmp_path / 'detector.pth'}", "--cache", "--steps", 2]
+    ended = finish(*flags(tmp_path, small, 2, 4), *regions, "--run_dir", tmp_path / "run")
+    assert "tuning top:2 leaves it frozen" in ended.err
+    assert len(losses(tmp_path / "run")) == 2
+    (directory,) = (small.path / "cache").iterdir()
+    assert (directory / "vision.bin").stat().st_size == small.num_items * 49 * 1024 * 4
+    again = MMSRModel.from_pretrained(tmp_path / "run" / "model")
+    assert again.item_encoder.vision.config()["num_classes"] == 7
+    own = again.item_encoder.vision.detector.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items() if name in own)

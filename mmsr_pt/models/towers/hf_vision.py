@@ -1,8 +1,11 @@
-"""Vision models of the transformers library: `hf:NAME_OR_DIR`.
+"""Vision models of the transformers library: `hf:NAME_OR_DIR`, and their patch embeddings: `stem:hf:NAME_OR_DIR`.
 
 ViT, DeiT, ViT-MAE, DINOv2 and the vision sides of CLIP, SigLIP and FLAVA are cut between their blocks. Any other model
 that gives a last hidden state works too, with layer groups found by name; it runs as one step, so unless it is frozen
 as a whole its prefix is the identity.
+
+`stem:` keeps what a vision transformer makes of its patches before the first block: the paper's Patch-Emb is that of
+CLIP, its vision side without the 12 blocks.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import logging
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 
 from mmsr_pt.batch import ImageSpec
+from mmsr_pt.log import UserError
 from mmsr_pt.models.towers.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
 from mmsr_pt.models.towers.tower import Step
 from mmsr_pt.models.towers.vision_tower import VisionTower
@@ -57,6 +61,8 @@ class ViTLikeVision(VisionTower):
     def __init__(self, backbone: Any, image_spec: ImageSpec) -> None:
         super().__init__()
         self.family = _FAMILIES[backbone.config.model_type]
+        if backbone.config.num_hidden_layers == 0:
+            self.family = self.family._replace(top=())  # norms of what the last block gives
         used = {name.split(".")[0] for name in (*self.family.stem, self.family.blocks, *self.family.top)}
         for name, _ in list(backbone.named_children()):
             # poolers and heads, which nothing reads, would be trained groups without a gradient
@@ -126,16 +132,39 @@ def from_config(config: dict[str, Any]) -> VisionTower:
     return _wrap(from_architecture(config["config"]), ImageSpec.from_json(config["image"]))
 
 
-def load_pretrained(reference: str) -> VisionTower:
+def load_pretrained(reference: str, stem_only: bool = False) -> VisionTower:
     """The tower of a hub name or a directory, its weights in float32 whatever the file holds.
 
     A checkpoint of pictures and texts, such as CLIP's, gives its vision side.
 
+    Args:
+        reference: hub name or directory.
+        stem_only: leave out the blocks and what follows them.
+
     Raises:
-        UserError: it cannot be had, is no vision model, or lacks weights.
+        UserError: it cannot be had, is no vision model, lacks weights, or is to give a stem and has none.
     """
     backbone = load_side(reference, "vision")
+    if stem_only:
+        _cut_blocks(backbone, reference)
     return _wrap(backbone, image_spec_of(backbone.config, reference))
+
+
+def _cut_blocks(backbone: PreTrainedModel, reference: str) -> None:
+    """Leaves no block, and a configuration that says so."""
+    config = backbone.config
+    if config.model_type not in _FAMILIES:
+        raise UserError(
+            f"--vision stem:hf:{reference}: {config.model_type} is not known to begin with a patch embedding; give a "
+            f"model of {', '.join(sorted(_FAMILIES))}"
+        )
+    path, _, name = _FAMILIES[config.model_type].blocks.rpartition(".")
+    setattr(backbone.get_submodule(path), name, nn.ModuleList())
+    if hasattr(config, "stage_names"):
+        # DINOv2's, which name the blocks
+        config.stage_names = config.stage_names[:1]
+        config.out_features = config.stage_names
+    config.num_hidden_layers = 0
 
 
 def _preprocessing(reference: str) -> dict[str, Any]:

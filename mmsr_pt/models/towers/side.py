@@ -208,7 +208,7 @@ def tuned(tower: TowerT, policy: str, width: int) -> TowerT:
     """
     if policy == SIDE and tower.pretrained and not isinstance(tower, SideTower):
         return cast(TowerT, with_side(tower, width))
-    if policy.startswith(f"{LORA}:") and tower.pretrained:
+    if policy.startswith(f"{LORA}:") and tower.pretrained and tower.can_train:
         from mmsr_pt.models.towers.lora import add_lora, rank_of
 
         add_lora(tower, rank_of(policy))

@@ -68,6 +68,8 @@ class Tower(nn.Module):
     """d: width of the tokens."""
     pretrained: bool = True
     """False: starts from random weights, so it always trains in full and at the rate of the rest."""
+    can_train: bool = True
+    """False: stays frozen, whatever the policy."""
     is_pooled: bool = False
     """Whether `prefix` gives one vector an item, as a single token, however many tokens went in."""
 
@@ -229,6 +231,18 @@ def _find(root: nn.Module, dotted: str) -> object:
     return found
 
 
+def check_policy(policy: str) -> None:
+    """Raises UserError where a tuning policy is none that any tower knows."""
+    if not re.fullmatch(rf"full|frozen|{SIDE}|(top|{LORA}):0*[1-9]\d*", policy):
+        raise _unknown(policy)
+
+
+def _unknown(policy: str) -> UserError:
+    return UserError(
+        f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full, frozen, side or lora:R"
+    )
+
+
 def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
     """The groups that a tuning policy trains."""
     if policy == "full":
@@ -241,9 +255,7 @@ def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
         return [group for group in groups if group.endswith(f".{LORA}")]
     top = re.fullmatch(r"top:(\d+)", policy)
     if top is None or int(top[1]) == 0:
-        raise UserError(
-            f"unknown tuning policy {policy!r}: give top:K (the last K blocks, K >= 1), full, frozen, side or lora:R"
-        )
+        raise _unknown(policy)
     blocks = [group for group in groups if group.startswith(BLOCK)]
     if int(top[1]) > len(blocks):
         log.info("tuning %s of a tower with %d blocks: all of it trains", policy, len(blocks))

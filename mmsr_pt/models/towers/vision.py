@@ -1,4 +1,7 @@
-"""Vision towers by name: `tiny`, `timm:NAME`, `timm:local-dir:DIR`, `hf:NAME_OR_DIR`; uint8 images in, tokens out."""
+"""Vision towers by name; uint8 images in, tokens out.
+
+`tiny`, `timm:NAME`, `timm:local-dir:DIR`, `hf:NAME_OR_DIR`, `stem:hf:NAME_OR_DIR`, `region`, `region:FILE`.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +77,14 @@ def _run_block(block: nn.Module, hidden: Tensor, _: object) -> Tensor:
     return block(hidden)
 
 
+_NAMES = ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "hf:NAME", "stem:hf:NAME", "region", "region:FILE", "none")
+
+
 def build_vision_tower(name: str) -> VisionTower | None:
     """The vision tower called `name` with its pretrained weights; None for `none`.
 
     Args:
-        name: tiny, timm:NAME, timm:local-dir:DIR, hf:NAME_OR_DIR or none.
+        name: tiny, timm:NAME, timm:local-dir:DIR, hf:NAME_OR_DIR, stem:hf:NAME_OR_DIR, region, region:FILE or none.
 
     Raises:
         UserError: unknown name, or weights that cannot be had.
@@ -92,11 +98,17 @@ def build_vision_tower(name: str) -> VisionTower | None:
         from mmsr_pt.models.towers.timm_vision import load_pretrained
 
         return load_pretrained(reference)
-    if kind == "hf" and reference:
-        check_hf_place("--vision", reference)
+    if kind in ("hf", "stem") and reference:
+        if kind == "stem" and not reference.startswith("hf:"):
+            raise UserError(f"--vision {name}: only transformers models give their stem, write stem:hf:NAME_OR_DIR")
+        check_hf_place("--vision", reference.removeprefix("hf:"))
         from mmsr_pt.models.towers.hf_vision import load_pretrained as load_hf
 
-        return load_hf(reference)
+        return load_hf(reference.removeprefix("hf:"), stem_only=kind == "stem")
+    if name == "region" or (kind == "region" and reference):
+        from mmsr_pt.models.towers.region import load_pretrained as load_region
+
+        return load_region(reference or None)
     if kind == "local-dir" and reference:
         raise UserError(f"--vision {name} has no prefix: write timm:{name}")
     if kind != "timm" and ":" not in name:
@@ -106,7 +118,7 @@ def build_vision_tower(name: str) -> VisionTower | None:
             raise UserError(f"--vision {name} has no prefix: write timm:{name}")
         if "/" in name:
             raise UserError(f"--vision {name} has no prefix: write timm:local-dir:{name} for a directory")
-    raise unknown_name("vision tower", name, ("tiny", "timm:NAME", "timm:local-dir:/a/dir", "hf:NAME", "none"))
+    raise unknown_name("vision tower", name, _NAMES)
 
 
 def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
@@ -121,6 +133,10 @@ def vision_tower_from_config(config: dict[str, Any]) -> VisionTower:
         from mmsr_pt.models.towers.hf_vision import from_config as from_hf_config
 
         return from_hf_config(config)
+    if config["kind"] == "region":
+        from mmsr_pt.models.towers.region import from_config as from_region_config
+
+        return from_region_config(config)
     if config["kind"] == SIDE:
         return SideVisionTower(vision_tower_from_config(config["tower"]), config["width"], config["depths"])
-    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm", "hf", SIDE))
+    raise unknown_name("kind of vision tower", config["kind"], ("tiny", "timm", "hf", "region", SIDE))

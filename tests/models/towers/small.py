@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 from transformers import (
     AlbertConfig,
     BertConfig,
@@ -87,6 +88,8 @@ HF_VISION_WHOLE = {
     "hf-resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
     "hf-convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32),
 }
+STEMS = {f"stem-{name}": name for name in HF_VISION_STEPPED}
+"""Towers without blocks -> those whose patch embedding they are."""
 HF_IMAGE = {"height": 32, "width": 32, "interpolation": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 TIMM_STEPPED = {
     "test_vit": {},
@@ -98,6 +101,17 @@ TIMM_STEPPED = {
     "test_convnext": {},
 }
 TIMM_WHOLE = {"test_mambaout": {}, "test_nfnet": {}}
+REGION = {
+    "kind": "region",
+    "backbone": "resnet18",
+    "image_size": 64,
+    "num_regions": 6,
+    "num_proposals": 40,
+    "width": 16,
+    "num_classes": 6,
+}
+NEVER_TRAINS = {"region"}
+"""Towers that stay frozen whatever the policy."""
 
 
 def hf_tower(kind: str) -> Tower:
@@ -115,11 +129,28 @@ def hf_vision_tower(name: str) -> VisionTower:
     return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
 
 
+def stem_tower(name: str) -> VisionTower:
+    config = {**HF_VISION_STEPPED[STEMS[name]].to_dict(), "num_hidden_layers": 0}
+    for counted_in_blocks in ("out_features", "out_indices", "stage_names"):
+        config.pop(counted_in_blocks, None)
+    return vision_tower_from_config({"kind": "hf", "config": config, "image": HF_IMAGE})
+
+
+def region_tower() -> VisionTower:
+    tower = vision_tower_from_config(REGION)
+    for module in tower.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.35)  # random weights, once perturbed, would blow pictures up beyond any box
+    return tower
+
+
 TEXT: dict[str, Callable[[], Tower]] = {"tiny": lambda: TinyText(VOCAB)}
 TEXT |= {kind: (lambda kind=kind: hf_tower(kind)) for kind in HF_CONFIGS}
 VISION: dict[str, Callable[[], VisionTower]] = {"tiny": TinyVision}
 VISION |= {name: (lambda name=name: timm_tower(name)) for name in {**TIMM_STEPPED, **TIMM_WHOLE}}
 VISION |= {name: (lambda name=name: hf_vision_tower(name)) for name in {**HF_VISION_STEPPED, **HF_VISION_WHOLE}}
+VISION |= {name: (lambda name=name: stem_tower(name)) for name in STEMS}
+VISION["region"] = region_tower
 
 
 def make(modality: str, name: str, seed: int = 0) -> Tower:

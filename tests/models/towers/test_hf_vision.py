@@ -12,7 +12,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.towers.hf import from_architecture
 from mmsr_pt.models.towers.tower import Activations
-from mmsr_pt.models.towers.vision import build_vision_tower
+from mmsr_pt.models.towers.vision import build_vision_tower, vision_tower_from_config
 from tests.models.towers.small import (
     HF_IMAGE,
     HF_VISION_STEPPED,
@@ -110,7 +110,58 @@ def test_a_directory_that_is_not_there_is_not_looked_for_on_the_hub():
         build_vision_tower("hf:/not/there")
 
 
-PATCHES = {"vit_mae": 1, "deit": 2, "siglip_vision_model": 0, "test_vit": 1, "test_vit3": None}
+@pytest.mark.parametrize("name", HF_VISION_STEPPED)
+def test_a_stem_is_what_the_first_block_of_the_whole_model_would_read(name, tmp_path):
+    torch.manual_seed(0)
+    own = from_architecture(HF_VISION_STEPPED[name].to_dict()).eval()
+    perturb(own)
+    own.save_pretrained(tmp_path)
+    tower = build_vision_tower(f"stem:hf:{tmp_path}").eval()
+    images = pictures(tower, 2).hidden
+    more = {}
+    if name == "vit_mae":
+        own.config.mask_ratio = 0.0
+        more["noise"] = torch.arange(16.0).expand(2, -1)
+    expected = own(tower.pixels(images), output_hidden_states=True, **more).hidden_states[0]
+    found = tower(Activations(images)).hidden
+    assert found.shape == expected.shape == (2, tower.num_special_tokens + 16, 16)
+    assert relative_error(found, expected) < 1e-6
+    assert list(tower.layer_groups()) == ["stem"]
+    weights = {key.removeprefix("backbone.") for key in tower.state_dict()}
+    assert {key.split(".")[0] for key in weights} <= {"embeddings", "pre_layrnorm"}, "nothing of what follows is left"
+    again = vision_tower_from_config(json.loads(json.dumps(tower.config())))
+    again.load_state_dict(tower.state_dict(), strict=True)
+    assert torch.equal(again.eval()(Activations(images)).hidden, found)
+    assert again.image_spec == tower.image_spec
+
+
+def test_a_stem_of_a_model_of_pictures_and_texts_is_that_of_its_vision_side(tmp_path):
+    torch.manual_seed(0)
+    vision = HF_VISION_STEPPED["clip_vision_model"].to_dict()
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config={**text, "vocab_size": 20}, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path)
+    tower = build_vision_tower(f"stem:hf:{tmp_path}").eval()
+    images = pictures(tower, 2).hidden
+    seen = model.vision_model(pixel_values=tower.pixels(images), output_hidden_states=True).hidden_states[0]
+    assert relative_error(tower(Activations(images)).hidden, seen) < 1e-6
+
+
+def test_only_vision_transformers_of_transformers_give_their_stem(tmp_path):
+    from_architecture(HF_VISION_WHOLE["hf-swin"].to_dict()).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"stem:hf:.*: swin is not known to begin .*; give a model of clip_vision_model,"
+    ):
+        build_vision_tower(f"stem:hf:{tmp_path}")
+    with pytest.raises(UserError, match=r"--vision stem:timm:test_vit: only .* write stem:hf:NAME_OR_DIR"):
+        build_vision_tower("stem:timm:test_vit")
+    with pytest.raises(UserError, match="hf:/not/there: there is no such directory"):
+        build_vision_tower("stem:hf:/not/there")
+    with pytest.raises(UserError, match="unknown vision tower 'stem:'"):
+        build_vision_tower("stem:")
+
+
+PATCHES = {"vit_mae": 1, "deit": 2, "siglip_vision_model": 0, "stem-vit": 1, "test_vit": 1, "test_vit3": None}
 """Tower -> special tokens in front of its patches."""
 
 

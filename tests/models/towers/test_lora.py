@@ -9,11 +9,11 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.towers.side import tuned
-from tests.models.towers.small import HF_CONFIGS, TEXT, VISION, inputs_for, make
+from tests.models.towers.small import HF_CONFIGS, NEVER_TRAINS, STEMS, TEXT, VISION, inputs_for, make
 
 CONVOLUTIONAL = {"test_efficientnet", "tf_efficientnet_lite0", "test_resnet", "test_nfnet", "hf-resnet"}
 WITH_LINEAR = [("text", name) for name in TEXT if name != "tiny"]
-WITH_LINEAR += [("vision", name) for name in VISION if name not in {"tiny", *CONVOLUTIONAL}]
+WITH_LINEAR += [("vision", name) for name in VISION if name not in {"tiny", *CONVOLUTIONAL, *NEVER_TRAINS, *STEMS}]
 towers = pytest.mark.parametrize(("modality", "name"), WITH_LINEAR, ids=[f"{m}-{n}" for m, n in WITH_LINEAR])
 
 

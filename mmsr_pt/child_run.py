@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ def find_script() -> Path:
     return _SCRIPT
 
 
-def finish_run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int] = ()) -> None:
+def finish_run(
+    run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0
+) -> None:
     """Waits for one run, which goes on from its last checkpoint if it has one.
 
     Args:
@@ -37,11 +40,12 @@ def finish_run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: S
         flags: all others.
         log_file: where what it prints is added.
         inherited: file descriptors that stay open for as long as it lives.
+        num_gpus: of the deepspeed launcher; 0: one plain process.
 
     Raises:
         UserError: it did not end well; names what it said last, and the log.
     """
-    words = [sys.executable, str(find_script()), *flags, "--run_dir", str(run_dir)]
+    words = [*_launcher(num_gpus), str(find_script()), *flags, "--run_dir", str(run_dir)]
     if (run_dir / "checkpoints" / "latest").exists():
         words.append("--resume")
     elif run_dir.exists():
@@ -55,6 +59,17 @@ def finish_run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: S
     if ended.returncode:
         said = _last_words(log_file, before)
         raise UserError(f"a run failed with exit code {ended.returncode} ({said}): {log_file} has all it said")
+
+
+def _launcher(num_gpus: int) -> list[str]:
+    if not num_gpus:
+        return [sys.executable]
+    # the launcher's own port may be taken by another run on the machine
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [str(launcher), "--num_gpus", str(num_gpus), "--master_port", str(port)]
 
 
 def _last_words(log_file: Path, start: int) -> str:

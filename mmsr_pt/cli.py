@@ -165,6 +165,7 @@ def study_command(
     seeds: int = 1,
     out: Path | None = None,
     ds_config: Path = Path("ds_configs/zero2.json"),
+    num_gpus: int = 0,
     flags: str = "",
 ) -> None:
     """Train every row of one of the paper's tables on every domain, and print the table.
@@ -179,9 +180,10 @@ def study_command(
         seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.
         out: Directory of the study; none given: runs/study-TABLE-HASH, another one for other flags.
         ds_config: The DeepSpeed configuration of every run.
+        num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
         flags: Flags of pretrain/run.py for every run, such as its towers; written without this name behind a lone --.
     """
-    study(table, data, rows, seeds, out, ds_config, shlex.split(flags))
+    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus)
 
 
 def _require(condition: bool, sentence: str) -> None:

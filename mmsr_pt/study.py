@@ -71,6 +71,7 @@ def study(
     out: Path | None = None,
     ds_config: Path = Path("ds_configs/zero2.json"),
     further: Sequence[str] = (),
+    num_gpus: int = 0,
 ) -> dict[str, Any]:
     """Runs what is not finished yet, one after the other, and prints the table.
 
@@ -82,6 +83,7 @@ def study(
         out: directory of the study; none given: runs/study-<table>-<hash of what all runs share>.
         ds_config: of every run.
         further: flags of every run.
+        num_gpus: of the deepspeed launcher, for each run; 0: runs are one plain process.
 
     Returns: what stands in results.json.
 
@@ -94,11 +96,13 @@ def study(
             raise unknown_name(f"row of {name}", row, table.all_rows)
     if seeds < 1:
         raise UserError(f"--seeds {seeds} must be at least 1")
+    if num_gpus < 0:
+        raise UserError(f"--num_gpus {num_gpus} must not be negative")
     find_script()
     _check_further(name, table, further)
     domains = _open(data)
     asked = [row for row in table.all_rows if not rows or row in rows]
-    shared = {"table": name, "flags": list(further), "ds_config": read_ds_config(ds_config, 1)}
+    shared = {"table": name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
     runs = []
     for seed in range(seeds):
         for row in asked:
@@ -113,7 +117,7 @@ def study(
         out = Path("runs") / f"study-{name}-{digest}"
     with _alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
         report = StudyReport(out, table, shared, domains)
-        carry_out(runs, out, report, lock)
+        carry_out(runs, out, report, lock, num_gpus)
         wide_console().print(report.markdown(), markup=False, highlight=False, soft_wrap=True)
     log.info("the study is in %s: table.md, %s and the runs", out, RESULTS)
     return report.as_dict()
@@ -125,7 +129,7 @@ def varied_fields(table: Table) -> set[str]:
     return {field for row in settings for field, value in row.items() if value is not False and value != "none"}
 
 
-def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int) -> None:
+def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, num_gpus: int = 0) -> None:
     """Runs what is not finished, in order; the report is written anew behind each.
 
     Args:
@@ -133,6 +137,7 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int) ->
         out: directory of the study.
         report: told of each that is finished.
         lock: file descriptor that every run holds.
+        num_gpus: see `study`.
 
     Raises:
         UserError: a run failed.
@@ -146,7 +151,7 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int) ->
         run_dir, log_file = run.directory(out), run.directory(out).with_suffix(".log")
         log.info("run %d of %d: %s; it logs to %s", number + 1, len(missing), run, log_file)
         try:
-            finish_run(run_dir, run.flags, log_file, [lock])
+            finish_run(run_dir, run.flags, log_file, [lock], num_gpus)
         except UserError as error:
             raise UserError(f"{run}: {error}; finished rows stay, and the same command goes on") from error
         found = figures_on_test(run_dir)

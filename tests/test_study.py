@@ -67,7 +67,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Run directories in the order of their runs, each of which ends at once with figures that its seed decides."""
     done: list[Path] = []
 
-    def run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int]) -> None:
+    def run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
         done.append(run_dir)
         seed = int(flags[flags.index("--seed") + 1])
         line = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
@@ -178,6 +178,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown row": (["table3", "--rows", "gat"], "unknown row of table3 'gat'; known: co, concat"),
     "no seeds": (["table3", "--seeds", "0"], "--seeds 0 must be at least 1"),
+    "no ranks": (["table3", "--num_gpus", "-1"], "--num_gpus -1 must not be negative"),
     "a row's flag": (
         ["table3", "--", "--fusion", "sum"],
         "--fusion behind the --: it is what the rows of table3 differ",
@@ -226,6 +227,26 @@ def test_a_package_without_the_script_says_so(
     assert "from a source checkout" in refused(capsys, "table3", "--data", small_domain.path)
 
 
+def is_locked(out: Path) -> bool:
+    try:
+        with study_module._alone_in(out):
+            return False
+    except UserError:
+        return True
+
+
+@pytest.mark.slow
+def test_a_study_on_several_ranks(tmp_path: Path, small_domain: Domain) -> None:
+    flags = [*SMALL, "--item", "id", "--steps", "2"]
+    config = ds_config(tmp_path / "ds_config.json")
+    found = study("table3", [small_domain.path], ["sum"], 1, tmp_path / "out", config, flags, num_gpus=2)
+    assert found["ds_config"]["train_batch_size"] == 16
+    run_dir = tmp_path / "out" / small_domain.name / "sum" / "seed-0"
+    assert json.loads((run_dir / "ds_config.json").read_text())["train_batch_size"] == 16
+    (line,) = metrics(run_dir, "eval", split="test", model="mmsr", slice="all")
+    assert found["rows"]["sum"]["domains"][small_domain.name]["HR@10"]["mean"] == line["HR@10"]
+
+
 @pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_to_its_table(
     tmp_path: Path, small_domain: Domain, capsys: pytest.CaptureFixture[str]
@@ -234,7 +255,7 @@ def test_a_study_that_is_killed_goes_on_to_its_table(
     config = ds_config(tmp_path / "ds_config.json")
     words = ["study", "table4", "--data", str(small_domain.path), "--rows", "grurec", "sasrec-id"]
     words += ["--out", str(tmp_path / "out"), "--ds_config", str(config), "--", *SMALL]
-    words += ["--steps", "30", "--checkpoint_every", "1", "--eval_every", "30"]
+    words += ["--steps", "60", "--checkpoint_every", "5", "--eval_every", "60"]
     runs = tmp_path / "out" / small_domain.name
     run_dir = runs / "grurec" / "seed-0"
     command = [sys.executable, "-m", "mmsr_pt.cli", *words]
@@ -244,11 +265,16 @@ def test_a_study_that_is_killed_goes_on_to_its_table(
         assert killed.poll() is None
         assert time.monotonic() - begun < 120
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
+    # its run lives on and holds the lock
+    assert "another study is at work there" in refused(capsys, *words[1:])
+    os.killpg(killed.pid, signal.SIGKILL)
+    while is_locked(tmp_path / "out"):
+        time.sleep(0.01)
     cli.main(words)
-    assert re.search(r"resumed at step \d+ of 30", run_dir.with_suffix(".log").read_text())
-    assert [line["step"] for line in metrics(run_dir, "train")] == list(range(1, 31))
+    assert re.search(r"resumed at step \d+ of 60", run_dir.with_suffix(".log").read_text())
+    assert [line["step"] for line in metrics(run_dir, "train")] == list(range(1, 61))
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     for row in ("grurec", "sasrec-id"):
         (line,) = metrics(runs / row / "seed-0", "eval", split="test", model="mmsr", slice="all")

@@ -65,6 +65,9 @@ class ModelConfig:
     """Dropout of the sequence encoder and the fusion, in [0, 1)."""
     attention_dropout: float = 0.0
     """Dropout of attention probabilities in every part, pretrained towers included, in [0, 1) (the paper: 0.1)."""
+    modality_dropout: float = 0.0
+    """Share of the items that lose their title or their picture, either with equal chance, each time they are encoded
+    in training, in [0, 1)."""
     recompute: bool = False
     """Save memory in training: what the trained parts of towers and fusion compute on the way is not kept for the
     backward pass but computed again there (gradient checkpointing), a few items at a time; not at ZeRO stage 3."""
@@ -130,7 +133,12 @@ class ModelConfig:
             f"--patch_mask {self.patch_mask} does not go with side tuning, which keeps what the whole picture gives: "
             "give another --vision_tune",
         )
-        for name in ("dropout", "attention_dropout", "patch_mask"):
+        _require(
+            not self.modality_dropout or (self.item == "content" and "none" not in (self.text, self.vision)),
+            f"--modality_dropout {self.modality_dropout} needs title and picture, of which it drops one: leave it out, "
+            "or train with --text and --vision",
+        )
+        for name in ("dropout", "attention_dropout", "modality_dropout", "patch_mask"):
             _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             value = getattr(self, name)

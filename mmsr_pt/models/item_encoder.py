@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
+from mmsr_pt.models.dropout import ModalityDropout
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup, is_split
 from mmsr_pt.models.towers.side import tuned
@@ -78,6 +79,7 @@ class ContentItemEncoder(ItemEncoder):
         fusion: Fusion | None,
         width: int,
         recompute: bool = False,
+        modality_dropout: float = 0.0,
     ) -> None:
         """An encoder of these parts.
 
@@ -87,11 +89,13 @@ class ContentItemEncoder(ItemEncoder):
             fusion: of both towers' tokens.
             width: D.
             recompute: keep nothing of the suffix for the backward pass but what goes in.
+            modality_dropout: see ModalityDropout.
         """
         super().__init__()
         self.recompute = recompute
         assert (fusion is not None) == (text is not None and vision is not None)
         self.text, self.vision, self.fusion = text, vision, fusion
+        self.modality_dropout = ModalityDropout(modality_dropout)
         self.text_projection = None if text is None else _projection(text.out_dim, width)
         self.vision_projection = None if vision is None else _projection(vision.out_dim, width)
         self.image_spec = None if vision is None else vision.image_spec
@@ -174,6 +178,7 @@ class ContentItemEncoder(ItemEncoder):
             assert activations.vision is not None
             vision = self.vision_projection(self.vision.suffix(activations.vision).hidden)
         if self.fusion is not None:
+            text, vision = self.modality_dropout(text, vision)
             return self.fusion(text, mask, vision)
         if text is not None:
             assert mask is not None
@@ -266,4 +271,4 @@ def _assemble(
         vision.hide_patches(config.patch_mask, config.patch_mask_eval)
         vision = tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
-    return ContentItemEncoder(text, vision, fused, config.width, config.recompute)
+    return ContentItemEncoder(text, vision, fused, config.width, config.recompute, config.modality_dropout)

@@ -287,14 +287,18 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        if self.model.item == "content" and self.model.vision.partition(":")[0] == "region":
+            vision = f"--vision {self.model.vision}"
+            _require(
+                not self.data.naive, f"--naive would run the detector of {vision} at every step: leave --naive out"
+            )
+            _require(
+                self.data.cache, f"{vision} needs --cache: its detector is to see each picture once, not every step"
+            )
         if self.data.naive:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")
             _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
-        _require(
-            self.data.cache or self.model.item == "id" or self.model.vision.partition(":")[0] != "region",
-            f"--vision {self.model.vision} needs --cache: its detector is to see each picture once, not at every step",
-        )
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -251,6 +251,9 @@ def test_training_needs_the_cache():
         PretrainConfig(model=model)
     PretrainConfig(model=model, data=DataConfig(cache=True))
     PretrainConfig(model=ModelConfig(item="id", vision="region"))
+    for cache in (False, True):
+        with pytest.raises(UserError, match="leave --naive out"):
+            PretrainConfig(model=model, data=DataConfig(cache=cache, naive=True))
 
 
 def test_it_has_no_patches_to_hide():

@@ -78,9 +78,10 @@ def check_together(config: PretrainConfig, ds_config: Mapping[str, Any]) -> None
 
 def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
+    tokenizer = None
     if config.item == "content":
         check_text_name(config.text)
-    tokenizer = tokenizer_for(config.text, domains[0].path) if config.item == "content" else None
+        tokenizer = tokenizer_for(config.text, domains[0].path, config.tokenizer)
     model = MMSRModel.build(
         config,
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,

@@ -7,8 +7,9 @@ P negatives in the pool.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ class ImageSpec:
     """Per channel, of values in [0, 1]; the tower applies it."""
     std: tuple[float, ...]
     """Per channel, of values in [0, 1]; the tower applies it."""
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> ImageSpec:
+        """What `dataclasses.asdict` of one came back as from a JSON file."""
+        return cls(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
 
 
 @dataclass

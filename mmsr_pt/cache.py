@@ -33,7 +33,7 @@ from mmsr_pt.evaluation.evaluate import ItemSource
 from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.models.towers.tower import Activations, Tower
+from mmsr_pt.models.towers.tower import Tower
 from mmsr_pt.training.distributed import barrier, from_rank0, rank, sum_over_ranks, world_size
 
 log = logging.getLogger(__name__)
@@ -142,8 +142,8 @@ class _Builder:
         key = hashlib.sha256(f"{_FORMAT_VERSION} {domain.fingerprint} {self._dtype}".encode())
         for title in titles or ():
             key.update(title.tobytes() + b"|")
-        for tower in (self._encoder.text, self._encoder.vision):
-            if tower is None or not tower.has_prefix:
+        for tower in self._encoder.towers().values():
+            if not tower.has_prefix:
                 continue
             key.update(
                 json.dumps([tower.config(), tower.num_prefix_steps(), str(self._reads.image)], sort_keys=True).encode()
@@ -253,11 +253,9 @@ def _complete(store: ActivationStore, directory: Path, errors: dict[str, Roundin
 
 
 def _prefix(encoder: ContentItemEncoder, items: ItemInputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Text activations, their mask, and vision activations of the towers that have a frozen bottom, on the CPU."""
-    text = mask = vision = None
-    if encoder.text is not None and items.title_ids is not None:
-        hidden, mask = encoder.text.prefix(Activations(items.title_ids, items.title_mask))
-        text, mask = hidden.cpu(), None if mask is None else mask.cpu()
-    if encoder.vision is not None and items.images is not None:
-        vision = encoder.vision.prefix(Activations(items.images)).hidden.cpu()
-    return text, mask, vision
+    """Text activations, their mask, and vision activations of the modalities that were read, on the CPU."""
+    kept = encoder.prefix(items)
+    text = mask = None
+    if kept.text is not None:
+        text, mask = kept.text.hidden.cpu(), None if kept.text.mask is None else kept.text.mask.cpu()
+    return text, mask, None if kept.vision is None else kept.vision.hidden.cpu()

@@ -25,6 +25,10 @@ def _require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+DEFAULT_POLICY = "top:2"
+"""What of a tower trains where the user says nothing (section 4.2 of the paper)."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The parts of a recommender and their sizes."""
@@ -43,12 +47,15 @@ class ModelConfig:
     patch_mask_eval: bool = False
     """Hide them in evaluation, too, which makes item vectors random."""
     vlp: str = "none"
-    """A pretrained model of pictures and texts in place of --text and --vision: hf:NAME or hf:/a/local/dir (both sides
-    of CLIP, SigLIP or GroupViT)."""
+    """A pretrained model of pictures and texts in place of --text and --vision: hf:NAME or hf:/a/local/dir of a CLIP,
+    SigLIP, GroupViT, ViLT or FLAVA; or of a VisualBERT, or a BERT to start one from, for which --vision says what it
+    sees."""
+    tokenizer: str | None = None
+    """Where titles find their tokenizer, hf:NAME or hf:/a/local/dir, if it is not beside the text tower's weights."""
     fusion: str | None = None
     """How text and vision become one item vector: sum, concat, gate, film, each also with a perceptron behind it
-    (sum+dnn); co (co-attention), merge (merge-attention). None given: merge, and concat
-    with --vlp, as in the paper."""
+    (sum+dnn); co (co-attention), merge (merge-attention). None given: merge, and concat with --vlp, as in the paper;
+    ViLT, VisualBERT and FLAVA join both by themselves."""
     fusion_layers: int = 1
     """Blocks of an attention fusion."""
     fusion_heads: int = 4
@@ -75,14 +82,16 @@ class ModelConfig:
     """L: the newest items of a history that the sequence encoder reads."""
     title_tokens: int = 50
     """Longest title in tokens, special ones included; the rest is cut."""
-    tune: str = "top:2"
-    """What of both towers trains: top:K (its last K blocks), full, frozen, side (a small network beside the frozen
+    tune: str | None = None
+    """What of all towers trains: top:K (its last K blocks), full, frozen, side (a small network beside the frozen
     tower, which sees its hidden states at several depths), or lora:R (updates of rank R of every linear map in its
-    blocks). `tiny` always trains in full."""
+    blocks). `tiny` always trains in full. None given: top:2; of ViLT and VisualBERT top:4."""
     text_tune: str | None = None
     """What of the text tower trains; none given: --tune."""
     vision_tune: str | None = None
-    """What of the vision tower trains; none given: --tune."""
+    """What of the vision tower trains; none given: --tune, but what sees for VisualBERT stays frozen."""
+    joint_tune: str | None = None
+    """What trains of the blocks in which ViLT, VisualBERT or FLAVA join both; none given: --tune, of FLAVA all."""
     score: Literal["scaled", "cosine", "dot"] | None = None
     """How a user meets an item: inner product / sqrt(D), cosine / temperature, or inner product (the paper). None
     given: scaled for content, since untrained towers do not get started on cosines; cosine for `--item id`, whose
@@ -93,12 +102,12 @@ class ModelConfig:
     @property
     def text_policy(self) -> str:
         """`text_tune`, or what stands for it where none is given."""
-        return self.text_tune or self.tune
+        return self.text_tune or self.tune or DEFAULT_POLICY
 
     @property
     def vision_policy(self) -> str:
         """`vision_tune`, or what stands for it where none is given."""
-        return self.vision_tune or self.tune
+        return self.vision_tune or self.tune or DEFAULT_POLICY
 
     @property
     def fusion_name(self) -> str:
@@ -113,11 +122,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.vlp != "none":
             _require(self.vlp.startswith("hf:"), f"--vlp {self.vlp}: give hf:NAME or hf:/a/local/dir, or none")
-            for flag, tower in (("--text", self.text), ("--vision", self.vision)):
-                _require(tower in ("tiny", self.vlp), f"--vlp {self.vlp} reads both: leave {flag} {tower} out")
-            # towers are known by these names from here on
+            _require(
+                self.text in ("tiny", self.vlp), f"--vlp {self.vlp} reads titles itself: leave --text {self.text} out"
+            )
+            # towers are known by these names from here on; what another --vision means depends on the model
             object.__setattr__(self, "text", self.vlp)
-            object.__setattr__(self, "vision", self.vlp)
+            if self.vision == "tiny":
+                object.__setattr__(self, "vision", self.vlp)
+        _require(
+            self.tokenizer is None or self.tokenizer.startswith("hf:"),
+            f"--tokenizer {self.tokenizer}: give hf:NAME or hf:/a/local/dir",
+        )
         _require(
             self.item == "id" or not (self.text == "none" and self.vision == "none"),
             "--text none and --vision none leave an item without content: keep one, or use --item id",
@@ -202,6 +217,8 @@ class OptimConfig:
     """Learning rate of a pretrained text tower's trained blocks."""
     vision_lr: float = 1e-4
     """Learning rate of a pretrained vision tower's trained blocks."""
+    joint_lr: float = 1e-4
+    """Learning rate of the trained blocks in which a VLP joins titles and pictures."""
     weight_decay: float = 0.1
     """Weight decay of all but the towers (none on biases and norms)."""
     encoder_weight_decay: float = 0.0
@@ -212,7 +229,7 @@ class OptimConfig:
     """Share of the learning rates left at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "text_lr", "vision_lr"):
+        for name in ("lr", "text_lr", "vision_lr", "joint_lr"):
             _require(getattr(self, name) > 0, f"--{name} {getattr(self, name)} must be above 0")
         _require(0 < self.cloze_rate <= 1, f"--cloze_rate {self.cloze_rate} must lie in (0, 1]")
         for name in ("bank_size", "bank_refresh"):
@@ -312,7 +329,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "score": "dot",
             "attention_dropout": 0.1,
         },
-        "optim": {"loss": "bce", "lr": 1e-4, "text_lr": 1e-4, "vision_lr": 1e-4, "weight_decay": 0.1},
+        "optim": {"loss": "bce", "lr": 1e-4, "text_lr": 1e-4, "vision_lr": 1e-4, "joint_lr": 1e-4, "weight_decay": 0.1},
         "run": {"epochs": 150, "patience": 0},
     },
 }

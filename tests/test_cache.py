@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from mmsr_pt.assembly import build_model
 from mmsr_pt.cache import open_cache
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.activations import ActivationStore
@@ -15,11 +16,12 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
 from mmsr_pt.log import UserError
-from mmsr_pt.models.item_encoder import ContentItemEncoder
+from mmsr_pt.models.item_encoder import FusedItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from tests.models.towers.small import region_tower, timm_tower
+from tests.models.towers.vlps import flags_for, publish, publish_eyes
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
         vision_tower = timm_tower("test_efficientnet") if vision == "timm" else TinyVision()
     text_tower = tuned(text_tower, tune, config.width)
     vision_tower = tuned(vision_tower, tune, config.width)
-    encoder = ContentItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
+    encoder = FusedItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
     model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     return model, Preprocessor(tokenizer, encoder.image_spec, title_tokens=20)
 
@@ -267,3 +269,31 @@ def test_a_disk_without_room_is_found_before_a_byte_is_written(domain, monkeypat
     with pytest.raises(UserError, match="GB free"):
         open_for(model, preprocessor, domain)
     assert list((domain.path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["vilt", "visualbert", "bert", "flava"])
+def test_a_deep_vlp_is_cached_as_deep_as_it_is_frozen(domain, tmp_path, kind):
+    publish(kind, tmp_path / kind)
+    publish_eyes(tmp_path / "eyes")
+    flags = flags_for(kind, tmp_path / kind, tmp_path / "eyes")
+    config = ModelConfig(width=16, fusion_heads=2, title_tokens=20, **flags)
+    model, preprocessor = build_model(config, [domain])
+    model.eval()
+    cache = open_for(model, preprocessor, domain)
+    raw, cached = batches_of(item_source(domain, preprocessor)), batches_of(cache.source(domain, 0))
+    for expected, found in zip(raw, cached, strict=True):
+        assert found.images is None
+        assert found.title_ids is None
+        with torch.no_grad():
+            assert torch.allclose(model.encode_items(found), model.encode_items(expected), atol=1e-5)
+    joint = model.item_encoder.joint
+    assert joint.num_prefix_steps() == {"vilt": 2, "visualbert": 4, "bert": 0, "flava": 0}[kind]
+    # what lies below the cut is part of the key: another weight there, another cache
+    frozen = next(p for tower in model.item_encoder.towers().values() for p in tower.prefix_state().values())
+    frozen.data.add_(1)
+    open_for(model, preprocessor, domain)
+    assert len(list((domain.path / "cache").iterdir())) == 2
+    if joint.has_prefix:
+        next(iter(joint.prefix_state().values())).data.add_(1)
+        open_for(model, preprocessor, domain)
+        assert len(list((domain.path / "cache").iterdir())) == 3

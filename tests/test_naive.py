@@ -8,7 +8,7 @@ from mmsr_pt.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
 from mmsr_pt.models.fusion import fusions
-from mmsr_pt.models.item_encoder import ContentItemEncoder
+from mmsr_pt.models.item_encoder import FusedItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.hf_text import from_config
@@ -39,7 +39,7 @@ def make_task(domain: Domain, text: str, vision: str) -> tuple[NextItemTask, Pre
         if tower is not None:
             tower.tune("top:1")
     fusion = fusions["merge"].from_config(config) if text_tower and vision_tower else None
-    encoder = ContentItemEncoder(text_tower, vision_tower, fusion, config.width)
+    encoder = FusedItemEncoder(text_tower, vision_tower, fusion, config.width)
     model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     perturb(model)
     preprocessor = Preprocessor(tokenizer if text_tower else None, encoder.image_spec, TITLE_TOKENS)
@@ -82,7 +82,7 @@ def test_the_loss_and_its_gradients_are_those_of_distinct_items(small_domain: Do
 def test_all_slots_go_through_the_towers_at_once_with_all_their_padding(small_domain: Domain) -> None:
     task, preprocessor = make_task(small_domain, "bert", "test_efficientnet")
     encoder = task.model.item_encoder
-    assert isinstance(encoder, ContentItemEncoder)
+    assert isinstance(encoder, FusedItemEncoder)
     assert encoder.text is not None
     shapes = []
     prefix = encoder.text.prefix

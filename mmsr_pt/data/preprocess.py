@@ -87,7 +87,9 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name_or_dir)
         except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer at {name_or_dir!r}: {reason(error)}") from error
+            raise UserError(
+                f"no tokenizer at {name_or_dir!r} ({reason(error)}): --tokenizer hf:NAME names another place"
+            ) from error
         self.pad_id = self._tokenizer.pad_token_id or 0
         self.vocab_size = len(self._tokenizer)
 
@@ -196,16 +198,25 @@ class Preprocessor:
             tokenizer = SentencePieceTokenizer(directory / TOKENIZER_FILE)
         elif state["tokenizer"] == HuggingFaceTokenizer.kind:
             tokenizer = HuggingFaceTokenizer(str(directory))
-        image = state["image"]
-        if image is not None:
-            image = ImageSpec(**{**image, "mean": tuple(image["mean"]), "std": tuple(image["std"])})
+        image = None if state["image"] is None else ImageSpec.from_json(state["image"])
         return cls(tokenizer=tokenizer, image=image, title_tokens=state["title_tokens"])
 
 
-def tokenizer_for(text: str, domain_dir: Path) -> Tokenizer | None:
-    """The tokenizer that a text tower name asks for: the tower's own, or the domain's SentencePiece for `tiny`."""
+def tokenizer_for(text: str, domain_dir: Path, tokenizer: str | None = None) -> Tokenizer | None:
+    """The tokenizer of a text tower: its own, or the domain's SentencePiece for `tiny`.
+
+    Args:
+        text: name of the tower.
+        domain_dir: where the domain's is.
+        tokenizer: hf:NAME_OR_DIR of another one; None: the tower's.
+
+    Raises:
+        UserError: there is none.
+    """
     if text == "none":
         return None
     if text == "tiny":
+        if tokenizer is not None:
+            raise UserError(f"--tokenizer {tokenizer}: --text tiny has that of the domain: leave --tokenizer out")
         return SentencePieceTokenizer(domain_dir / TOKENIZER_FILE)
-    return HuggingFaceTokenizer(text.removeprefix("hf:"))
+    return HuggingFaceTokenizer((tokenizer or text).removeprefix("hf:"))

@@ -15,14 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
+from mmsr_pt.log import UserError
 from mmsr_pt.models.dropout import ModalityDropout
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup, is_split
+from mmsr_pt.models.towers.joint import DeepVLP, joined, parted
 from mmsr_pt.models.towers.side import tuned
 from mmsr_pt.models.towers.text import build_text_tower, text_tower_from_config
 from mmsr_pt.models.towers.tower import Activations, Tower
 from mmsr_pt.models.towers.vision import build_vision_tower, vision_tower_from_config
 from mmsr_pt.models.towers.vision_tower import VisionTower
+from mmsr_pt.models.towers.vlp import build_deep_vlp, deep_vlp_from_config
 
 
 class ItemActivations(NamedTuple):
@@ -70,53 +73,38 @@ _RECOMPUTED_PIECES = 4
 
 
 class ContentItemEncoder(ItemEncoder):
-    """Titles, images or both: towers, a projection of their tokens to the width D, then fusion or a plain mean."""
+    """Titles, images or both through towers; what follows the towers is for subclasses to say."""
 
-    def __init__(
-        self,
-        text: Tower | None,
-        vision: VisionTower | None,
-        fusion: Fusion | None,
-        width: int,
-        recompute: bool = False,
-        modality_dropout: float = 0.0,
-    ) -> None:
-        """An encoder of these parts.
+    own_modules: tuple[str, ...] = ()
+    """Names of the children behind the towers, which start from random weights."""
+
+    def __init__(self, text: Tower | None, vision: VisionTower | None, recompute: bool = False) -> None:
+        """An encoder on these towers.
 
         Args:
             text: None: titles are not read.
             vision: None: pictures are not read.
-            fusion: of both towers' tokens.
-            width: D.
             recompute: keep nothing of the suffix for the backward pass but what goes in.
-            modality_dropout: see ModalityDropout.
         """
         super().__init__()
         self.recompute = recompute
-        assert (fusion is not None) == (text is not None and vision is not None)
-        self.text, self.vision, self.fusion = text, vision, fusion
-        self.modality_dropout = ModalityDropout(modality_dropout)
-        self.text_projection = None if text is None else _projection(text.out_dim, width)
-        self.vision_projection = None if vision is None else _projection(vision.out_dim, width)
+        self.text, self.vision = text, vision
         self.image_spec = None if vision is None else vision.image_spec
 
-    def config(self) -> dict[str, Any]:
-        """See ItemEncoder."""
-        return {
-            "text": None if self.text is None else self.text.config(),
-            "vision": None if self.vision is None else self.vision.config(),
-        }
+    def towers(self) -> dict[Kind, Tower]:
+        """The towers it has, by name, from the bottom up."""
+        named: dict[Kind, Tower | None] = {"text": self.text, "vision": self.vision}
+        return {name: tower for name, tower in named.items() if tower is not None}
 
     def layer_groups(self) -> list[LayerGroup]:
         """See ItemEncoder."""
         groups: list[LayerGroup] = []
-        for kind, tower in (("text", self.text), ("vision", self.vision)):
-            if tower is not None:
-                for group, names in tower.layer_groups().items():
-                    rate: Kind = kind if tower.is_pretrained(group) else "rest"  # type: ignore[assignment]
-                    inside = tuple(f"{kind}.{name}" for name in names)
-                    groups.append(LayerGroup(f"{kind}.{group}", rate, inside, group in tower.trained_groups))
-        for child in ("text_projection", "vision_projection", "fusion"):
+        for kind, tower in self.towers().items():
+            for group, names in tower.layer_groups().items():
+                rate: Kind = kind if tower.is_pretrained(group) else "rest"
+                inside = tuple(f"{kind}.{name}" for name in names)
+                groups.append(LayerGroup(f"{kind}.{group}", rate, inside, group in tower.trained_groups))
+        for child in self.own_modules:
             module = getattr(self, child)
             if module is not None:
                 groups.append(rest_group(child, module))
@@ -153,19 +141,56 @@ class ContentItemEncoder(ItemEncoder):
         return list(zip(order.split(size), longest))
 
     def prefix(self, items: ItemInputs) -> ItemActivations:
-        """See ItemEncoder."""
+        """See ItemEncoder; a modality that is not given has no activations."""
         text = vision = None
         if self.text is not None and items.title_activations is not None:
             text = Activations(items.title_activations.to(self.text.dtype), items.title_mask)
-        elif self.text is not None:
-            assert items.title_ids is not None
+        elif self.text is not None and items.title_ids is not None:
             text = self.text.prefix(Activations(items.title_ids, items.title_mask))
         if self.vision is not None and items.image_activations is not None:
             vision = Activations(items.image_activations.to(self.vision.dtype))
-        elif self.vision is not None:
-            assert items.images is not None
+        elif self.vision is not None and items.images is not None:
             vision = self.vision.prefix(Activations(items.images))
         return ItemActivations(text=text, vision=vision)
+
+
+class FusedItemEncoder(ContentItemEncoder):
+    """Towers, a projection of their tokens to the width D, then fusion or, of one modality, the mean."""
+
+    own_modules = ("text_projection", "vision_projection", "fusion")
+
+    def __init__(
+        self,
+        text: Tower | None,
+        vision: VisionTower | None,
+        fusion: Fusion | None,
+        width: int,
+        recompute: bool = False,
+        modality_dropout: float = 0.0,
+    ) -> None:
+        """An encoder of these parts.
+
+        Args:
+            text: see ContentItemEncoder.
+            vision: likewise.
+            fusion: of both towers' tokens.
+            width: D.
+            recompute: see ContentItemEncoder.
+            modality_dropout: see ModalityDropout.
+        """
+        super().__init__(text, vision, recompute)
+        assert (fusion is not None) == (text is not None and vision is not None)
+        self.fusion = fusion
+        self.modality_dropout = ModalityDropout(modality_dropout)
+        self.text_projection = None if text is None else _projection(text.out_dim, width)
+        self.vision_projection = None if vision is None else _projection(vision.out_dim, width)
+
+    def config(self) -> dict[str, Any]:
+        """See ItemEncoder."""
+        return {
+            "text": None if self.text is None else self.text.config(),
+            "vision": None if self.vision is None else self.vision.config(),
+        }
 
     def suffix(self, activations: ItemActivations) -> Tensor:
         """See ItemEncoder."""
@@ -185,6 +210,55 @@ class ContentItemEncoder(ItemEncoder):
             return masked_mean(text, mask)
         assert vision is not None
         return vision.mean(dim=1)
+
+
+class DeepItemEncoder(ContentItemEncoder):
+    """A deep VLP: two towers, and a joint one over their tokens; the mean of its tokens, projected to the width D."""
+
+    text: Tower
+    vision: VisionTower
+    own_modules = ("projection",)
+
+    def __init__(self, vlp: DeepVLP, width: int, recompute: bool = False) -> None:
+        """An encoder on the parts of a VLP, of which has been decided what trains."""
+        super().__init__(vlp.text, vlp.vision, recompute)
+        self.joint = vlp.joint
+        self.joint.is_input_trained = not (vlp.text.is_all_prefix and vlp.vision.is_all_prefix)
+        self.joint.train(self.joint.training)
+        self.projection = _projection(vlp.joint.out_dim, width)
+
+    def towers(self) -> dict[Kind, Tower]:
+        """See ContentItemEncoder."""
+        return {**super().towers(), "joint": self.joint}
+
+    def config(self) -> dict[str, Any]:
+        """See ItemEncoder."""
+        return {"joint": self.joint.config(), "vision": self.vision.config()}
+
+    def prefix(self, items: ItemInputs) -> ItemActivations:
+        """See ItemEncoder."""
+        done = super().prefix(items)
+        if not self.joint.has_prefix or items.title_activations is not None:
+            return done
+        assert done.text is not None
+        assert done.text.mask is not None
+        assert done.vision is not None
+        both = self.joint.prefix(self.joint.enter(done.text, done.vision.hidden))
+        text, vision = parted(both, done.text.mask)
+        return ItemActivations(text, vision)
+
+    def suffix(self, activations: ItemActivations) -> Tensor:
+        """See ItemEncoder."""
+        assert activations.text is not None
+        assert activations.vision is not None
+        if self.joint.has_prefix:
+            state = joined(activations.text, torch.cat([activations.text.hidden, activations.vision.hidden], dim=1))
+        else:
+            text, vision = self.text.suffix(activations.text), self.vision.suffix(activations.vision)
+            state = self.joint.enter(text, vision.hidden)
+        tokens, mask = self.joint.suffix(state)
+        assert mask is not None
+        return self.projection(masked_mean(tokens, mask))
 
 
 def _trimmed(items: ItemInputs, longest: int | None) -> ItemInputs:
@@ -248,6 +322,18 @@ def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: i
     if config.item == "id":
         assert num_items is not None, "an ID model needs the number of items"
         return IdItemEncoder(num_items, config.width)
+    if config.vlp != "none":
+        vlp = build_deep_vlp(config.vlp, config.vision, vocab_size, config.title_tokens)
+        if vlp is not None:
+            if config.fusion is not None:
+                raise UserError(
+                    f"--vlp {config.vlp} joins title and picture itself: leave --fusion {config.fusion} out"
+                )
+            if config.modality_dropout:
+                raise UserError(
+                    f"--vlp {config.vlp} always reads both: leave --modality_dropout {config.modality_dropout} out"
+                )
+            return _assemble_deep(config, vlp)
     # named before anything is loaded: a mistyped fusion shows at once
     fusion = fusions[config.fusion_name]
     text = build_text_tower(config.text, vocab_size, config.title_tokens)
@@ -258,6 +344,8 @@ def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> Item
     """The item encoder that `ItemEncoder.config` described, with weights yet to be loaded."""
     if config.item == "id":
         return IdItemEncoder(saved["num_items"], config.width)
+    if "joint" in saved:
+        return _assemble_deep(config, deep_vlp_from_config(saved["joint"], saved["vision"]))
     text = None if saved["text"] is None else text_tower_from_config(saved["text"])
     vision = None if saved["vision"] is None else vision_tower_from_config(saved["vision"])
     return _assemble(config, text, vision, fusions[config.fusion_name])
@@ -265,10 +353,21 @@ def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> Item
 
 def _assemble(
     config: ModelConfig, text: Tower | None, vision: VisionTower | None, fusion: type[Fusion]
-) -> ContentItemEncoder:
+) -> FusedItemEncoder:
     text = None if text is None else tuned(text, config.text_policy, config.width)
     if vision is not None:
         vision.hide_patches(config.patch_mask, config.patch_mask_eval)
         vision = tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
-    return ContentItemEncoder(text, vision, fused, config.width, config.recompute, config.modality_dropout)
+    return FusedItemEncoder(text, vision, fused, config.width, config.recompute, config.modality_dropout)
+
+
+def _assemble_deep(config: ModelConfig, vlp: DeepVLP) -> DeepItemEncoder:
+    joint = tuned(vlp.joint, vlp.joint.choose_policy(config.joint_tune, config.tune), config.width)
+    text, vision = config.text_policy, config.vision_policy
+    if joint.is_single_stream:
+        below = "full" if joint.trains_in_full else "frozen"
+        text, vision = config.text_tune or below, config.vision_tune or below
+    vlp.vision.hide_patches(config.patch_mask, config.patch_mask_eval)
+    parts = DeepVLP(tuned(vlp.text, text, config.width), tuned(vlp.vision, vision, config.width), joint)
+    return DeepItemEncoder(parts, config.width, config.recompute)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-Kind = Literal["text", "vision", "rest"]
+Kind = Literal["text", "vision", "joint", "rest"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LayerGroup:
     name: str
     """text.block.3, vision.stem, fusion, sequence encoder, ..."""
     kind: Kind
-    """Whose learning rate and decay apply: a pretrained text or vision tower's, or those of the rest."""
+    """Whose learning rate and decay apply: a pretrained text, vision or joint tower's, or those of the rest."""
     parameters: tuple[str, ...]
     """Names as in the model's `named_parameters`."""
     trained: bool

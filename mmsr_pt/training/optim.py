@@ -1,4 +1,4 @@
-"""Who learns how fast: parameter groups for text, vision and the rest, and the decay of their rates over a run."""
+"""Who learns how fast: parameter groups for text, vision, both and the rest; the decay of their rates over a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ParamGroup(TypedDict):
     """One group as torch optimizers want it."""
 
     name: str
-    """text, vision, rest or rest_no_decay."""
+    """text, vision, joint, rest or rest_no_decay."""
     params: list[nn.Parameter]
     lr: float
     weight_decay: float
@@ -39,6 +39,7 @@ def param_groups(model: MMSRModel, config: OptimConfig) -> list[ParamGroup]:
     settings = {
         "text": (config.text_lr, config.encoder_weight_decay),
         "vision": (config.vision_lr, config.encoder_weight_decay),
+        "joint": (config.joint_lr, config.encoder_weight_decay),
         "rest": (config.lr, config.weight_decay),
         "rest_no_decay": (config.lr, 0.0),
     }

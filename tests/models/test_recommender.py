@@ -14,7 +14,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import fusions
-from mmsr_pt.models.item_encoder import ContentItemEncoder
+from mmsr_pt.models.item_encoder import FusedItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
@@ -58,7 +58,7 @@ def with_towers(text_tower, vision_tower, **changes) -> MMSRModel:
         vision_tower = tuned(vision_tower, config.vision_policy, config.width)
     has_both = text_tower is not None and vision_tower is not None
     fusion = fusions[config.fusion_name].from_config(config) if has_both else None
-    items = ContentItemEncoder(text_tower, vision_tower, fusion, config.width)
+    items = FusedItemEncoder(text_tower, vision_tower, fusion, config.width)
     return MMSRModel(config, items, sequence_encoders[config.sequence].from_config(config)).train()
 
 

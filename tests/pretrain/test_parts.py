@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsr_pt.assembly import build_model
+from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from tests.conftest import real_weights
+from tests.models.towers.vlps import MODELS, flags_for, publish, publish_eyes
 from tests.pretrain.launching import SMALL, ds_config, finish, losses
 
 PAIRS = {"co": "grurec", "film+dnn": "nextitnet", "gate": "rotary", "concat+dnn": "bert4rec"}
@@ -38,6 +42,42 @@ def test_low_rank_updates_of_a_real_tower_do_too(tmp_path: Path, small_domain: D
     updates = [tensor for name, tensor in learnt.state_dict().items() if ".lora_B." in name]
     assert len(updates) == 6 * 6
     assert all(tensor.any() for tensor in updates), "they start at zero"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_vlp_trains_saves_and_comes_back_at_zero_2_and_3(tmp_path: Path, small_domain: Domain, kind: str) -> None:
+    publish(kind, tmp_path / "vlp")
+    publish_eyes(tmp_path / "eyes")
+    flags: list[object] = ["--data", small_domain.path, *SMALL, "--title_tokens", 20, "--steps", 20, "--dropout", 0]
+    for name, value in flags_for(kind, tmp_path / "vlp", tmp_path / "eyes").items():
+        flags += [f"--{name}", value]
+    learnt = []
+    for stage in (2, 3):
+        config = ds_config(tmp_path / f"{stage}.json", stage=stage, micro_batch=8)
+        run = tmp_path / f"run{stage}"
+        finish("--ds_config", config, "--run_dir", run, *flags, num_ranks=2)
+        learnt.append(MMSRModel.from_pretrained(run / "model"))
+        assert (run / "checkpoints" / "latest").exists()
+    assert losses(tmp_path / "run3") == pytest.approx(losses(tmp_path / "run2"), rel=1e-4)
+    fresh, _ = build_model(learnt[0].config, [small_domain])
+    trained = {name for group in fresh.layer_groups() if group.trained for name in group.parameters}
+    start, two, three = (model.state_dict() for model in (fresh, *learnt))
+    for name in two:
+        assert torch.allclose(three[name], two[name], rtol=1e-2, atol=1e-3), name
+        assert torch.equal(two[name], start[name]) or name in trained | set(ours(fresh)), name
+    pretrained = trained - set(ours(fresh))
+    assert sum(not torch.equal(two[name], start[name]) for name in pretrained) > len(pretrained) / 2
+    source = item_source(small_domain, Preprocessor.load(tmp_path / "run2" / "model"))
+    (batch,) = source(range(12), 12)
+    with torch.no_grad():
+        vectors = [model.encode_items(batch) for model in learnt]
+    assert torch.allclose(*vectors, atol=1e-2)
+
+
+def ours(model: MMSRModel) -> list[str]:
+    """Parameters that start from random weights, which no file holds."""
+    return [name for group in model.layer_groups() if group.kind == "rest" for name in group.parameters]
 
 
 def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object) -> MMSRModel:

@@ -1,8 +1,8 @@
 """Text encoders of the transformers library: `hf:NAME_OR_DIR`.
 
-BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT and the text sides of CLIP and SigLIP are cut between their blocks.
-Any other encoder works too, with layer groups found by name; it runs as one step, so unless it is frozen as a whole its
-prefix is the identity.
+BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT and the text sides of CLIP, SigLIP and FLAVA are cut between their
+blocks. Any other encoder works too, with layer groups found by name; it runs as one step, so unless it is frozen as a
+whole its prefix is the identity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.towers.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.towers.hf import DEEP, architecture_of, block_steps, from_architecture, load_side, use_own_attention
 from mmsr_pt.models.towers.tower import Activations, Step, Tower
 from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
@@ -41,6 +41,8 @@ _FAMILIES = {
     "distilbert": _Family("transformer.layer"),
     "clip_text_model": _Family("encoder.layers", ("final_layer_norm",), is_causal=True),
     "siglip_text_model": _Family("encoder.layers", ("final_layer_norm",)),
+    # its multimodal encoder reads what is before the last norm
+    "flava_text_model": _Family(),
 }
 
 
@@ -53,8 +55,11 @@ class BertLikeText(Tower):
         super().__init__()
         self.family = _FAMILIES[backbone.config.model_type]
         # nothing reads what is pooled from one token: as a trained group it would never get a gradient
-        for name in ("pooler", "head"):
-            if hasattr(backbone, name):
+        used = {
+            name.split(".")[0] for name in ("embeddings", "embeddings_project", self.family.blocks, *self.family.top)
+        }
+        for name, _ in list(backbone.named_children()):
+            if name not in used:
                 setattr(backbone, name, None)
         use_own_attention(backbone)
         self.backbone = backbone
@@ -75,6 +80,8 @@ class BertLikeText(Tower):
             length = inputs.mask.shape[1]
             earlier = torch.ones(length, length, dtype=torch.bool, device=inputs.mask.device).tril()
             return earlier & inputs.mask[:, None, None]
+        if not self.backbone._supports_sdpa:
+            return inputs.mask[:, None, None]
         like = torch.empty((), dtype=self.dtype, device=inputs.mask.device).expand(*inputs.mask.shape, 1)
         return create_bidirectional_mask(self.backbone.config, like, inputs.mask)
 
@@ -126,23 +133,26 @@ def load_pretrained(reference: str, vocab_size: int | None, title_tokens: int) -
         UserError: it cannot be had, lacks weights, or does not fit the tokenizer or the length of titles.
     """
     backbone = load_side(reference, "text")
-    config = backbone.config
+    check_fits(f"--text hf:{reference}", backbone.config, vocab_size, title_tokens)
+    return _wrap(backbone)
+
+
+def check_fits(flag: str, config: PretrainedConfig, vocab_size: int | None, title_tokens: int) -> None:
+    """Refuses a model, named by its flag, that does not fit the tokenizer or cannot read titles of that length."""
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
-            f"--text hf:{reference} knows {config.vocab_size} tokens, its tokenizer has {vocab_size}: their files do "
-            "not belong together"
+            f"{flag} knows {config.vocab_size} tokens, its tokenizer has {vocab_size}: their files do not belong "
+            "together"
         )
-    tower = _wrap(backbone)
     longest = _longest_title(config)
     if longest is not None and title_tokens > longest:
-        raise UserError(f"--title_tokens {title_tokens}: hf:{reference} reads at most {longest}")
-    return tower
+        raise UserError(f"{flag} reads at most {longest} tokens: give --title_tokens {longest}, not {title_tokens}")
 
 
 def _longest_title(config: PretrainedConfig) -> int | None:
     """Tokens that the learned positions reach; None where there is no such limit."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or config.model_type not in _FAMILIES:
+    if positions is None or config.model_type not in (*_FAMILIES, *DEEP):
         return None
     # RoBERTa's family counts positions from behind the padding id
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0

@@ -1,8 +1,8 @@
 """Vision models of the transformers library: `hf:NAME_OR_DIR`, and their patch embeddings: `stem:hf:NAME_OR_DIR`.
 
-ViT, DeiT, ViT-MAE, DINOv2 and the vision sides of CLIP and SigLIP are cut between their blocks. Any other model that
-gives a last hidden state works too, with layer groups found by name; it runs as one step, so unless it is frozen as a
-whole its prefix is the identity.
+ViT, DeiT, ViT-MAE, DINOv2 and the vision sides of CLIP, SigLIP and FLAVA are cut between their blocks. Any other model
+that gives a last hidden state works too, with layer groups found by name; it runs as one step, so unless it is frozen
+as a whole its prefix is the identity.
 
 `stem:` keeps what a vision transformer makes of its patches before the first block: the paper's Patch-Emb is that of
 CLIP, its vision side without the 12 blocks.
@@ -46,6 +46,8 @@ _FAMILIES = {
     # its post_layernorm is for the pooled token only
     "clip_vision_model": _Family("encoder.layers", stem=("embeddings", "pre_layrnorm"), top=()),
     "siglip_vision_model": _Family("encoder.layers", top=("post_layernorm",), num_special_tokens=0),
+    # its multimodal encoder reads what is before the last norm
+    "flava_image_model": _Family("encoder.layer", top=()),
 }
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic")
 """By Pillow's numbers, which the library writes into its files."""
@@ -127,10 +129,7 @@ def _config_of(backbone: PreTrainedModel, image_spec: ImageSpec) -> dict[str, An
 
 def from_config(config: dict[str, Any]) -> VisionTower:
     """The tower of a transformers configuration, with random weights."""
-    image: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in config["image"].items()
-    }
-    return _wrap(from_architecture(config["config"]), ImageSpec(**image))
+    return _wrap(from_architecture(config["config"]), ImageSpec.from_json(config["image"]))
 
 
 def load_pretrained(reference: str, stem_only: bool = False) -> VisionTower:
@@ -148,7 +147,7 @@ def load_pretrained(reference: str, stem_only: bool = False) -> VisionTower:
     backbone = load_side(reference, "vision")
     if stem_only:
         _cut_blocks(backbone, reference)
-    return _wrap(backbone, _image_spec(backbone.config, _preprocessing(reference)))
+    return _wrap(backbone, image_spec_of(backbone.config, reference))
 
 
 def _cut_blocks(backbone: PreTrainedModel, reference: str) -> None:
@@ -177,8 +176,14 @@ def _preprocessing(reference: str) -> dict[str, Any]:
         return {}
 
 
-def _image_spec(config: PretrainedConfig, preprocessing: dict[str, Any]) -> ImageSpec:
-    """Size from the model, whose positions are learned for it; filter and statistics from the image processor."""
+def image_spec_of(config: PretrainedConfig, reference: str) -> ImageSpec:
+    """Size from the model, whose positions are learned for it; filter and statistics from the image processor.
+
+    Args:
+        config: of the model.
+        reference: hub name or directory of its checkpoint.
+    """
+    preprocessing = _preprocessing(reference)
     size = getattr(config, "image_size", None) or preprocessing.get("size") or 224
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]

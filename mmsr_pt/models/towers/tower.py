@@ -117,14 +117,14 @@ class Tower(nn.Module):
 
         Args:
             policy: `top:K` (the last K blocks), `full`, `frozen`, `side` (of the tower itself nothing, see side.py) or
-                `lora:R` (what `add_lora` has put in); a tower that is not pretrained trains in full.
+                `lora:R` (what `add_lora` has put in); what did not come with trained weights trains under each.
 
         Raises:
             UserError: another word.
         """
         groups = list(self.layer_groups())
-        trained = _trained_by(policy, groups)
-        self._trained_groups = frozenset(trained if self.pretrained else groups)
+        new = [group for group in groups if not self.is_pretrained(group)]
+        self._trained_groups = frozenset([*_trained_by(policy, groups), *new])
         for group, names in self.layer_groups().items():
             for name in names:
                 self.get_parameter(name).requires_grad_(group in self._trained_groups)
@@ -162,6 +162,11 @@ class Tower(nn.Module):
     def has_prefix(self) -> bool:
         """Whether anything at the bottom is frozen."""
         return self.num_prefix_steps() > 0
+
+    @property
+    def is_all_prefix(self) -> bool:
+        """Whether its tokens are the same at every step of training."""
+        return self.num_prefix_steps() == len(self.steps())
 
     def prefix_state(self) -> dict[str, Tensor]:
         """Weights and buffers that the output of `prefix` depends on (and no trained ones)."""

@@ -81,6 +81,12 @@ def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, ki
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_pictures_of_another_tower_are_one_too_many(tmp_path):
+    published("clip", tmp_path)
+    with pytest.raises(UserError, match="reads pictures itself: leave --vision timm:resnet50 out"):
+        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}", vision="timm:resnet50"), vocab_size=60)
+
+
 def test_another_fusion_may_join_them():
     assert ModelConfig(vlp="hf:x").fusion_name == "concat"
     assert ModelConfig(vlp="hf:x", fusion="merge").fusion_name == "merge"
@@ -91,8 +97,7 @@ def test_another_fusion_may_join_them():
     ("flags", "sentence"),
     [
         ({"vlp": "clip"}, "--vlp clip: give hf:NAME or hf:/a/local/dir, or none"),
-        ({"vlp": "hf:x", "text": "hf:y"}, "--vlp hf:x reads both: leave --text hf:y out"),
-        ({"vlp": "hf:x", "vision": "none"}, "--vlp hf:x reads both: leave --vision none out"),
+        ({"vlp": "hf:x", "text": "hf:y"}, "--vlp hf:x reads titles itself: leave --text hf:y out"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, sentence):
@@ -100,8 +105,9 @@ def test_flags_that_do_not_go_together(flags, sentence):
         ModelConfig(**flags)
 
 
-def test_a_model_of_one_stream_has_no_sides(tmp_path):
+@pytest.mark.parametrize("flag", ["text", "vision"])
+def test_the_sides_of_a_deep_one_make_no_towers(tmp_path, flag):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     AutoModel.from_config(ViltConfig(**sizes, vocab_size=20, image_size=32, patch_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="vilt reads title and picture in one stream and has no sides"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=20)
+    with pytest.raises(UserError, match="vilt is a model of titles and pictures in one: name it with --vlp"):
+        MMSRModel.build(dataclasses.replace(SMALL, **{flag: f"hf:{tmp_path}"}), vocab_size=20)

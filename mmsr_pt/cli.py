@@ -10,7 +10,6 @@ The first three run under plain python, `torchrun -m mmsr_pt.cli ...` and `accel
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -148,7 +147,6 @@ def cache_command(config: tyro.conf.OmitArgPrefixes[PretrainConfig]) -> None:
     place = init_distributed()
     setup_logging(place.rank)
     ds_config = read_ds_config(config.run.ds_config, place.world_size)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=True))
     domains = open_domains(config)
     model, preprocessor = build_model(config.model, domains)
     cache = build_cache(config, model, preprocessor, domains, ds_config, place)
@@ -249,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if words[:1] == ["cache"] and not {"-h", "--help"} & set(words):
             # presets and the one sentence for a wrong flag, as in pretrain/run.py
-            cache_command(parse_flags(words[1:]))
+            cache_command(parse_flags(["--cache", *words[1:]]))
             return
         if words[:1] == ["study"] and "--" in words:
             behind = words.index("--")

@@ -74,6 +74,9 @@ class ModelConfig:
     """Dropout of the sequence encoder and the fusion, in [0, 1)."""
     attention_dropout: float = 0.0
     """Dropout of attention probabilities in every part, pretrained towers included, in [0, 1) (the paper: 0.1)."""
+    modality_dropout: float = 0.0
+    """Share of the items that lose their title or their picture, either with equal chance, each time they are encoded
+    in training, in [0, 1)."""
     recompute: bool = False
     """Save memory in training: what the trained parts of towers and fusion compute on the way is not kept for the
     backward pass but computed again there (gradient checkpointing), a few items at a time; not at ZeRO stage 3."""
@@ -147,7 +150,12 @@ class ModelConfig:
             f"--patch_mask {self.patch_mask} does not go with side tuning, which keeps what the whole picture gives: "
             "give another --vision_tune",
         )
-        for name in ("dropout", "attention_dropout", "patch_mask"):
+        _require(
+            not self.modality_dropout or (self.item == "content" and "none" not in (self.text, self.vision)),
+            f"--modality_dropout {self.modality_dropout} needs title and picture, of which it drops one: leave it out, "
+            "or train with --text and --vision",
+        )
+        for name in ("dropout", "attention_dropout", "modality_dropout", "patch_mask"):
             _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
             value = getattr(self, name)
@@ -299,14 +307,18 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        if self.model.item == "content" and self.model.vision.partition(":")[0] == "region":
+            vision = f"--vision {self.model.vision}"
+            _require(
+                not self.data.naive, f"--naive would run the detector of {vision} at every step: leave --naive out"
+            )
+            _require(
+                self.data.cache, f"{vision} needs --cache: its detector is to see each picture once, not every step"
+            )
         if self.data.naive:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")
             _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
-        _require(
-            self.data.cache or self.model.item == "id" or self.model.vision.partition(":")[0] != "region",
-            f"--vision {self.model.vision} needs --cache: its detector is to see each picture once, not at every step",
-        )
 
 
 def preset(name: str, but: Collection[str] = ()) -> PretrainConfig:

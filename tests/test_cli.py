@@ -148,3 +148,11 @@ def test_a_wrong_command_line_ends_with_exit_code_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
     assert ended.value.code == 2
+
+
+def test_the_command_that_fills_the_cache_needs_no_flag_for_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "cache_command", called.append)
+    for flags in (["--vision", "region"], ["--vision", "region", "--cache"]):
+        cli.main(["cache", *flags])
+        assert called.pop().data.cache

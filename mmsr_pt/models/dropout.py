@@ -1,11 +1,36 @@
-"""How much a model drops, whoever wrote its parts."""
+"""How much a model drops, whoever wrote its parts; and items that are read without one of their modalities.
+
+Shapes: N items, T text tokens, V vision tokens, D width.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _OF_PROBABILITIES = ("dropout", "attn_drop", "attention_dropout")
 """What attention modules call the dropout of their probabilities."""
+
+
+class ModalityDropout(nn.Module):
+    """In training, takes from some items their title or their picture, so that a model learns to do with either.
+
+    After ModDrop (Neverova et al. 2016, arXiv 1501.00102), which drops each modality on its own, perhaps all of them;
+    here, as in AV-HuBERT (Shi et al. 2022, arXiv 2201.02184), one at most, whose features become zero.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """Args: rate: share of the items that lose a modality, either with equal chance, in [0, 1)."""
+        super().__init__()
+        # no name that `set_dropout` looks for: --dropout 0 leaves it as it is
+        self.rate = rate
+
+    def forward(self, text: Tensor, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, T, D], [N, V, D] -> the same, all zeros where the modality is dropped."""
+        if not self.training or self.rate == 0:
+            return text, vision
+        drawn = torch.rand(len(text), 1, 1, device=text.device)
+        return text.masked_fill(drawn < self.rate / 2, 0), vision.masked_fill(drawn >= 1 - self.rate / 2, 0)
 
 
 def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> None:

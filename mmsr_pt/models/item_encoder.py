@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
+from mmsr_pt.models.dropout import ModalityDropout
 from mmsr_pt.models.fusion import Fusion, fusions, masked_mean
 from mmsr_pt.models.layer_groups import Kind, LayerGroup, is_split
 from mmsr_pt.models.towers.joint import DeepVLP, joined, parted
@@ -165,6 +166,7 @@ class FusedItemEncoder(ContentItemEncoder):
         fusion: Fusion | None,
         width: int,
         recompute: bool = False,
+        modality_dropout: float = 0.0,
     ) -> None:
         """An encoder of these parts.
 
@@ -174,10 +176,12 @@ class FusedItemEncoder(ContentItemEncoder):
             fusion: of both towers' tokens.
             width: D.
             recompute: see ContentItemEncoder.
+            modality_dropout: see ModalityDropout.
         """
         super().__init__(text, vision, recompute)
         assert (fusion is not None) == (text is not None and vision is not None)
         self.fusion = fusion
+        self.modality_dropout = ModalityDropout(modality_dropout)
         self.text_projection = None if text is None else _projection(text.out_dim, width)
         self.vision_projection = None if vision is None else _projection(vision.out_dim, width)
 
@@ -199,6 +203,7 @@ class FusedItemEncoder(ContentItemEncoder):
             assert activations.vision is not None
             vision = self.vision_projection(self.vision.suffix(activations.vision).hidden)
         if self.fusion is not None:
+            text, vision = self.modality_dropout(text, vision)
             return self.fusion(text, mask, vision)
         if text is not None:
             assert mask is not None
@@ -324,6 +329,10 @@ def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: i
                 raise UserError(
                     f"--vlp {config.vlp} joins title and picture itself: leave --fusion {config.fusion} out"
                 )
+            if config.modality_dropout:
+                raise UserError(
+                    f"--vlp {config.vlp} always reads both: leave --modality_dropout {config.modality_dropout} out"
+                )
             return _assemble_deep(config, vlp)
     # named before anything is loaded: a mistyped fusion shows at once
     fusion = fusions[config.fusion_name]
@@ -350,7 +359,7 @@ def _assemble(
         vision.hide_patches(config.patch_mask, config.patch_mask_eval)
         vision = tuned(vision, config.vision_policy, config.width)
     fused = fusion.from_config(config) if text is not None and vision is not None else None
-    return FusedItemEncoder(text, vision, fused, config.width, config.recompute)
+    return FusedItemEncoder(text, vision, fused, config.width, config.recompute, config.modality_dropout)
 
 
 def _assemble_deep(config: ModelConfig, vlp: DeepVLP) -> DeepItemEncoder:

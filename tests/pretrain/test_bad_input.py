@@ -69,6 +69,10 @@ FLAGS: dict[str, tuple[list[object], list[str]]] = {
     "unknown preset with =": (["--preset=papr"], ["'papr'", "Did you mean 'paper'?"]),
     "out of range": (["--dropout", 1.5], ["--dropout 1.5", "[0, 1)"]),
     "no steps": (["--steps", 0], ["--steps 0", "at least 1"]),
+    "nothing to drop": (
+        ["--vision", "none", "--modality_dropout", 0.3],
+        ["--modality_dropout 0.3", "title and picture"],
+    ),
     "odd width": (["--width", 33], ["--width 33", "--sequence_heads 2", "--fusion_heads 4"]),
     "nothing to look at": (["--text", "none", "--vision", "none"], ["--text none", "--item id"]),
     "weights without domains": (["--weights", 1, 2], ["2 numbers for 1 domains", "one for each of --data"]),

@@ -299,6 +299,7 @@ def test_eyes_of_another_width_look_through_a_new_projection(published, tmp_path
     [
         ("vilt", {"title_tokens": 41}, "reads at most 40 tokens: give --title_tokens 40, not 41"),
         ("vilt", {"fusion": "merge"}, "joins title and picture itself: leave --fusion merge out"),
+        ("vilt", {"modality_dropout": 0.3}, "always reads both: leave --modality_dropout 0.3 out"),
         ("vilt", {"vision": "timm:resnet50"}, "reads pictures itself: leave --vision timm:resnet50 out"),
         ("flava", {"tune": "side"}, "--tune side is for towers of one modality"),
         ("visualbert", {"vision": "none"}, "VisualBERT reads a picture: name a vision tower"),

@@ -7,7 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FrozenBatchNorm2d
@@ -194,19 +194,29 @@ def test_a_file_gives_its_weights_and_number_of_classes(published, tmp_path):
     assert torch.equal(again(pictures(tower, 1)).hidden, tokens)
 
 
-def test_by_name_torchvisions_own_weights_are_taken(published, monkeypatch):
-    _, model = published
+@torch.no_grad()
+def test_by_name_it_is_torchvisions_own_model_of_the_paper(monkeypatch):
+    torch.manual_seed(0)
+    random = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    random.roi_heads.box_predictor.cls_score.weight.mul_(100)  # so that some of 91 classes are sure
     asked = []
 
     def download(url, **_):
         asked.append(url)
-        return model.state_dict()
+        return random.state_dict()
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    tower = build_vision_tower("region")
-    assert asked == ["https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
-    name = "roi_heads.box_head.fc6.weight"
-    assert torch.equal(tower.detector.get_parameter(name), model.get_parameter(name))
+    tower = build_vision_tower("region").eval()
+    sizes = {"min_size": 320, "max_size": 320, "box_detections_per_img": 49, "rpn_post_nms_top_n_test": 300}
+    own = fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1, **sizes).eval()
+    assert asked == 2 * ["https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"]
+    norms = [{m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} for model in (tower, own)]
+    assert norms == [{0.0}, {0.0}]
+    image = pictures(tower, 1).hidden
+    (detected,) = own([image[0] / 255])
+    assert len(detected["boxes"]) == 49
+    expected = features_of_boxes(own, image[0] / 255, detected["boxes"])
+    assert relative_error(tower(Activations(image)).hidden[0], expected) < 1e-4
 
 
 def test_a_download_that_fails_says_that_a_file_will_do(monkeypatch):
@@ -251,6 +261,9 @@ def test_training_needs_the_cache():
         PretrainConfig(model=model)
     PretrainConfig(model=model, data=DataConfig(cache=True))
     PretrainConfig(model=ModelConfig(item="id", vision="region"))
+    for cache in (False, True):
+        with pytest.raises(UserError, match="leave --naive out"):
+            PretrainConfig(model=model, data=DataConfig(cache=cache, naive=True))
 
 
 def test_it_has_no_patches_to_hide():

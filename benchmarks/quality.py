@@ -12,19 +12,17 @@ import hashlib
 import json
 import logging
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.harness import ROOT
 from benchmarks.parts import WORK_DIR, find_parts, write_ds_config
+from mmsr_pt.child_run import finish_run
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.log import UserError
 from mmsr_pt.registry import unknown_name
+from mmsr_pt.run_dir import figures_on_test, metric_lines
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +84,11 @@ def study(
     for seed in range(seeds):
         for name in settings:
             run_dir = (runs / f"{name}-{seed}").resolve()
-            if _test_line(run_dir) is None:
+            if figures_on_test(run_dir) is None:
                 log.info("%s: %s, seed %d of %d", domain.name, name, seed, seeds)
                 own = SETTINGS[name].flags
-                flags = [*same, *own, "--seed", str(seed), "--run_dir", str(run_dir)]
-                _run(flags, SETTINGS[name].bf16, runs / "logs")
-            line = _test_line(run_dir)
+                _run(run_dir, [*same, *own, "--seed", str(seed)], SETTINGS[name].bf16, runs / "logs")
+            line = figures_on_test(run_dir)
             assert line is not None, f"{run_dir} ended well without a test line"
             found[name].append({**{metric: line[metric] for metric in METRICS}, "users_per_s": _users_per_s(run_dir)})
             log.info("%s, seed %d: %s", name, seed, found[name][-1])
@@ -117,36 +114,15 @@ def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, dic
     return described
 
 
-def _run(flags: list[str], bf16: bool, logs: Path) -> None:
+def _run(run_dir: Path, flags: list[str], bf16: bool, logs: Path) -> None:
     precision = "bf16" if bf16 else "float32"
     ds_config = write_ds_config((logs / f"{precision}.json").resolve(), _BATCH, bf16)
-    run_dir = Path(flags[-1])
-    resume = ["--resume"] if (run_dir / "checkpoints" / "latest").exists() else []
-    with (logs / f"{run_dir.name}.log").open("a") as printed:
-        ended = subprocess.run(
-            [sys.executable, "pretrain/run.py", "--ds_config", str(ds_config), *flags, *resume],
-            cwd=ROOT,
-            stdout=printed,
-            stderr=printed,
-        )
-    if ended.returncode:
-        raise UserError(f"a run failed with exit code {ended.returncode}: see {printed.name}")
-
-
-def _test_line(run_dir: Path) -> dict[str, Any] | None:
-    """The line of the model on all test users, where the run has got so far."""
-    wanted = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
-    return next((line for line in _lines(run_dir) if wanted.items() <= line.items()), None)
+    finish_run(run_dir, ["--ds_config", str(ds_config), *flags], logs / f"{run_dir.name}.log")
 
 
 def _users_per_s(run_dir: Path) -> float:
     """The median of what the run's log lines say."""
-    return statistics.median(line["users_per_s"] for line in _lines(run_dir) if line["event"] == "train")
-
-
-def _lines(run_dir: Path) -> list[dict[str, Any]]:
-    file = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return statistics.median(line["users_per_s"] for line in metric_lines(run_dir) if line["event"] == "train")
 
 
 def _table(name: str, result: dict[str, Any]) -> str:

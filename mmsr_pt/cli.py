@@ -1,10 +1,11 @@
-"""The command `mmsr-pt`: what one does with a trained model, and before training one.
+"""The command `mmsr-pt`: what one does with a trained model, before training one, and to train many.
 
     mmsr-pt evaluate  --model runs/first --data data/hm
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
+    mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
 
-All run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
+The first three run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -45,6 +47,7 @@ from mmsr_pt.hub import find_bundle, load_model
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
+from mmsr_pt.study import study
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.launch import init_distributed
 
@@ -152,6 +155,35 @@ def cache_command(config: tyro.conf.OmitArgPrefixes[PretrainConfig]) -> None:
         log.info("%s: %.2f GB in %s", domain.name, store.layout.num_bytes / 1e9, store.directory)
 
 
+@app.command(name="study")
+def study_command(
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    data: tuple[Path, ...] = (),
+    rows: tuple[str, ...] = (),
+    seeds: int = 1,
+    out: Path | None = None,
+    ds_config: Path = Path("ds_configs/zero2.json"),
+    num_gpus: int = 0,
+    flags: str = "",
+) -> None:
+    """Train every row of one of the paper's tables on every domain, and print the table.
+
+    Runs are processes of pretrain/run.py, one after the other. The same command goes on where it was broken off and
+    skips what is finished; further rows, domains and seeds join the same --out.
+
+    Args:
+        table: table2, table3, table4, table6, table11, table12, table13 or table14 (mmsr_pt/presets.py has the rows).
+        data: Domain directories; each row runs on each by itself.
+        rows: Some rows; none given: all.
+        seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.
+        out: Directory of the study; none given: runs/study-TABLE-HASH, another one for other flags.
+        ds_config: The DeepSpeed configuration of every run.
+        num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
+        flags: Flags of pretrain/run.py for every run, such as its towers; written without this name behind a lone --.
+    """
+    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus)
+
+
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
@@ -217,7 +249,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             # presets and the one sentence for a wrong flag, as in pretrain/run.py
             cache_command(parse_flags(["--cache", *words[1:]]))
             return
-        app.cli(prog="mmsr-pt", description=(__doc__ or "").splitlines()[0], args=argv, use_underscores=True)
+        if words[:1] == ["study"] and "--" in words:
+            behind = words.index("--")
+            words[behind:] = [f"--flags={shlex.join(words[behind + 1 :])}"]
+        app.cli(prog="mmsr-pt", description=(__doc__ or "").splitlines()[0], args=words, use_underscores=True)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -10,11 +10,13 @@ import dataclasses
 import difflib
 import io
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mmsr_pt.log import UserError
+from mmsr_pt.presets import find_preset
 from mmsr_pt.registry import unknown_name
 
 ConfigT = TypeVar("ConfigT")
@@ -251,7 +253,8 @@ class RunConfig:
     """How long, how often, where to."""
 
     preset: str = "default"
-    """Named settings that other flags override: default, paper."""
+    """Named settings that other flags override: default, paper (the paper's setting), paper-best (its best model),
+    paper-table3 (what the rows of its table 3 share), paper-table3-gate (one row); tables 2 to 4, 6, 7, 11 to 14."""
     ds_config: Path = Path("ds_configs/zero2.json")
     """The DeepSpeed configuration: batch, precision, ZeRO stage, clipping, offload."""
     run_dir: Path | None = None
@@ -318,33 +321,22 @@ class PretrainConfig:
             _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {},
-    # sections 4.2 and 4.4, appendix B of the paper
-    "paper": {
-        "model": {
-            "width": 768,
-            "sequence_heads": 2,
-            "fusion_heads": 12,
-            "score": "dot",
-            "attention_dropout": 0.1,
-        },
-        "optim": {"loss": "bce", "lr": 1e-4, "text_lr": 1e-4, "vision_lr": 1e-4, "joint_lr": 1e-4, "weight_decay": 0.1},
-        "run": {"epochs": 150, "patience": 0},
-    },
-}
+def preset(name: str, but: Collection[str] = ()) -> PretrainConfig:
+    """The defaults that `--preset name` stands for; flags given beside it win.
 
-
-def preset(name: str) -> PretrainConfig:
-    """The defaults that `--preset name` stands for; flags given beside it win."""
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
-    parts = PRESETS[name]
+    Args:
+        name: one of PRESETS.
+        but: fields that keep their own defaults.
+    """
+    values = {"preset": name, **{key: value for key, value in find_preset(name).items() if key not in but}}
+    parts = {part.name: part.default_factory for part in dataclasses.fields(PretrainConfig)}
+    known = {part: {f.name for f in dataclasses.fields(kind)} for part, kind in parts.items()}  # type: ignore[arg-type]
+    assert values.keys() <= set().union(*known.values()), f"preset {name} sets a field that no part has"
     return PretrainConfig(
-        run=RunConfig(preset=name, **parts.get("run", {})),
-        data=DataConfig(**parts.get("data", {})),
-        model=ModelConfig(**parts.get("model", {})),
-        optim=OptimConfig(**parts.get("optim", {})),
+        **{
+            part: kind(**{key: value for key, value in values.items() if key in known[part]})  # type: ignore[operator]
+            for part, kind in parts.items()
+        }
     )
 
 
@@ -370,14 +362,15 @@ def parse_flags(argv: list[str]) -> PretrainConfig:
     """
     import tyro
 
-    _refuse_unknown_flags(argv)
+    given = fields_given(argv)
     name = "default"
     for position, word in enumerate(argv):
         if word == "--preset" and position + 1 < len(argv):
             name = argv[position + 1]
         elif word.startswith("--preset="):
             name = word.partition("=")[2]
-    default = preset(name)
+    # what is given wins anyway; left in, the preset's value might contradict it before it is replaced
+    default = preset(name, but=given)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -394,15 +387,25 @@ def parse_flags(argv: list[str]) -> PretrainConfig:
         raise UserError(_sentence_in_box(complaint.getvalue())) from None
 
 
-def _refuse_unknown_flags(argv: list[str]) -> None:
+def fields_given(argv: Sequence[str]) -> list[str]:
+    """The fields that flags stand for, in their order; raises UserError where one stands for none."""
     parts = [part.default_factory for part in dataclasses.fields(PretrainConfig)]
     known = ["--help", *(f"--{f.name}" for part in parts for f in dataclasses.fields(part))]  # type: ignore[arg-type]
+    given = []
     for word in argv:
-        flag = word.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-        if word.startswith("--") and flag not in known:
+        flag = as_flag(word)
+        if flag is not None and flag not in known:
             near = difflib.get_close_matches(flag, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"unknown flag {word.partition('=')[0]}: {hint}--help lists all flags")
+        if flag is not None:
+            given.append(flag.removeprefix("--"))
+    return given
+
+
+def as_flag(word: str) -> str | None:
+    """The flag that a word of a command line is, with underscores and without a value; None: a value by itself."""
+    return word.partition("=")[0].replace("-", "_").replace("__", "--", 1) if word.startswith("--") else None
 
 
 def _sentence_in_box(box: str) -> str:

@@ -145,16 +145,33 @@ class MetricsLog:
         self._board.close()
 
 
-def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str]:
-    """The lines of a metrics.jsonl that stand at `step` or before; the last one may have been cut by a kill."""
+def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """What stands in a run's metrics.jsonl; nothing where there is none yet."""
+    path = run_dir / "metrics.jsonl"
+    return list(_entries(path)) if path.is_file() else []
+
+
+def figures_on_test(run_dir: Path) -> dict[str, Any] | None:
+    """The figures of the run's model on all test users; None: it has not got so far."""
+    wanted = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
+    return next((line for line in metric_lines(run_dir) if wanted.items() <= line.items()), None)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl; the last one may have been cut by a kill."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entry = json.loads(line)
+            yield json.loads(line)
         except ValueError:
             continue
+
+
+def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str]:
+    """The lines of a metrics.jsonl that stand at `step` or before."""
+    for entry in _entries(path):
         is_made_anew = entry["event"] == "eval" and (entry["split"] == "test" or entry["step"] == without_figures_of)
         if entry["step"] <= step and not is_made_anew:
-            yield line
+            yield json.dumps(entry)
 
 
 def _write(path: Path, text: str) -> None:

@@ -140,8 +140,7 @@ def test_runs_that_are_finished_are_not_run_again(
 ) -> None:
     ran: list[Path] = []
 
-    def run(flags: list[str], bf16: bool, logs: Path) -> None:
-        run_dir = Path(flags[-1])
+    def run(run_dir: Path, flags: list[str], bf16: bool, logs: Path) -> None:
         ran.append(run_dir)
         assert ("--cache" in flags) == bf16
         run_dir.mkdir(parents=True)

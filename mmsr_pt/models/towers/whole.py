@@ -69,9 +69,10 @@ def drop_unused(backbone: nn.Module, run: Callable[[], Tensor]) -> int:
     """
     # in training mode the trial would move the running statistics of every BatchNorm
     backbone.eval()
-    output = run()
     named = dict(backbone.named_parameters())
-    gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+    with torch.enable_grad():
+        output = run()
+        gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
     unused = {name for name, gradient in zip(named, gradients) if gradient is None}
     for path, module in list(backbone.named_modules()):
         inside = {f"{path}.{name}" for name, _ in module.named_parameters()}

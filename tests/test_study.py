@@ -1,0 +1,287 @@
+"""Studies: rows as flags, what is run and what not, figures, what is refused; one test goes through real runs."""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsr_pt import cli
+from mmsr_pt import study as study_module
+from mmsr_pt.child_run import finish_run
+from mmsr_pt.config import fields_given, parse_flags
+from mmsr_pt.data.domain import Domain
+from mmsr_pt.log import UserError
+from mmsr_pt.presets import TABLES, Table
+from mmsr_pt.study import study, varied_fields
+from mmsr_pt.study_report import mean_and_std, row_flags
+from tests.pretrain.launching import ROOT, SMALL, ds_config, metrics
+
+ROWS = [(name, row) for name, table in TABLES.items() for row in table.all_rows]
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_a_row_comes_back_from_its_flags(name: str, row: str) -> None:
+    setting = TABLES[name].all_rows[row]
+    flags = row_flags(setting)
+    config = parse_flags(flags)
+    found = {**vars(config.model), **vars(config.optim), **vars(config.data)}
+    assert {field: found[field] for field in setting} == dict(setting)
+    assert fields_given(flags) == [field for field, value in setting.items() if value is not False]
+
+
+def test_a_rows_flags_win_and_take_switches_away() -> None:
+    further = ["--text", "tiny", "--cache", "--vision=tiny", "--cache_dtype", "int8"]
+    flags = row_flags({"vision": "none", "recompute": True, "cache": False}, further)
+    assert flags == ["--text", "tiny", "--vision=tiny", "--cache_dtype", "int8", "--vision", "none", "--recompute"]
+    config = parse_flags(flags)
+    assert (config.model.vision, config.data.cache, config.model.recompute) == ("none", False, True)
+
+
+def test_what_rows_only_leave_out_may_be_given() -> None:
+    assert varied_fields(TABLES["table3"]) == {"fusion", "fusion_layers"}
+    assert varied_fields(TABLES["table4"]) == {"sequence", "item"}
+    assert varied_fields(TABLES["table14"]) == {"patch_mask"}  # 0.0 is a value, not an omission
+    assert varied_fields(Table("", {"a": {"vision": "none"}, "b": {"vision": "tiny"}})) == {"vision"}
+
+
+def test_the_spread_is_that_of_a_sample() -> None:
+    values = [0.10, 0.12, 0.17]
+    described = mean_and_std(values)
+    assert described["mean"] == pytest.approx(0.13)
+    assert described["std"] == pytest.approx(statistics.stdev(values))
+    assert described["std"] == pytest.approx(((0.03**2 + 0.01**2 + 0.04**2) / 2) ** 0.5)
+    assert mean_and_std([0.2]) == {"mean": 0.2, "std": None}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Run directories in the order of their runs, each of which ends at once with figures that its seed decides."""
+    done: list[Path] = []
+
+    def run(run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
+        done.append(run_dir)
+        seed = int(flags[flags.index("--seed") + 1])
+        line = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
+        before = {**line, "split": "valid", "HR@10": 0.9, "NDCG@10": 0.9}
+        line.update({"HR@10": 0.1 + 0.02 * seed, "NDCG@10": 0.05})  # type: ignore[dict-item]
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "metrics.jsonl").write_text(f"{json.dumps(before)}\n{json.dumps(line)}\n")
+
+    monkeypatch.setattr(study_module, "finish_run", run)
+    return done
+
+
+@pytest.fixture
+def asked(tmp_path: Path, small_domain: Domain) -> dict[str, Any]:
+    """Arguments of a study of two rows."""
+    config = ds_config(tmp_path / "ds_config.json")
+    return {"data": [small_domain.path], "rows": ["gate", "merge-1"], "out": tmp_path / "out", "ds_config": config}
+
+
+def test_what_is_finished_is_not_run_again_and_further_seeds_join(
+    tmp_path: Path, small_domain: Domain, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    name, out = small_domain.name, tmp_path / "out"
+    study("table3", **asked)
+    assert ran == [out / name / "gate" / "seed-0", out / name / "merge-1" / "seed-0"]
+    assert not (ran[0] / "checkpoints").exists()
+    study("table3", **asked)
+    assert len(ran) == 2
+    found = study("table3", **{**asked, "rows": ["merge-1"], "seeds": 3})
+    assert ran[2:] == [out / name / "merge-1" / "seed-1", out / name / "merge-1" / "seed-2"]
+    assert json.loads((out / "results.json").read_text()) == found
+    assert found["rows"]["gate"]["domains"][name]["HR@10"] == {"mean": 0.1, "std": None}
+    merged = found["rows"]["merge-1"]
+    assert merged["flags"] == ["--fusion", "merge", "--fusion_layers", "1"]
+    assert {seed: run["HR@10"] for seed, run in merged["domains"][name]["seeds"].items()} == pytest.approx(
+        {"0": 0.1, "1": 0.12, "2": 0.14}
+    )
+    lines = (out / "table.md").read_text().splitlines()[-4:]
+    assert lines == [
+        f"| fusion | {name} HR@10 | {name} NDCG@10 |",
+        "| --- | --- | --- |",
+        "| gate | 10.00 | 5.00 |",
+        "| merge-1 | 12.00 ± 2.00 (3) | 5.00 ± 0.00 (3) |",
+    ]
+
+
+def test_other_flags_are_another_study(
+    tmp_path: Path, asked: dict[str, Any], ran: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study("table3", **asked)
+    with pytest.raises(UserError, match=r"holds a study with other flags \(\[\]\): name another directory"):
+        study("table3", **asked, further=["--lr", "1e-3"])
+    with pytest.raises(UserError, match=r"other table \(table3\)"):
+        study("table4", **{**asked, "rows": []})
+    study("table3", **{**asked, "out": None}, further=["--lr", "1e-3"])
+    study("table3", **{**asked, "out": None})
+    assert len({path.parents[2] for path in ran}) == 3
+    assert all(path.name.startswith("study-table3-") for path in (tmp_path / "runs").iterdir())
+
+
+def test_a_run_that_fails_stops_the_study_and_leaves_what_was_finished(
+    tmp_path: Path, small_domain: Domain, asked: dict[str, Any], ran: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = study_module.finish_run
+
+    def run(run_dir: Path, *others: Any) -> None:
+        if run_dir.parent.name == "merge-1":
+            raise UserError("a run failed with exit code 2 (so): there.log has all it said")
+        well(run_dir, *others)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(study_module, "finish_run", run)
+        with pytest.raises(
+            UserError, match="^merge-1 on .*, seed 0: a run failed .* there.log .* same command goes on"
+        ):
+            study("table3", **asked)
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == ["gate"]
+    study("table3", **asked)
+    assert [path.parent.name for path in ran] == ["gate", "merge-1"]
+
+
+def test_two_studies_do_not_share_a_directory(asked: dict[str, Any], ran: list[Path]) -> None:
+    with study_module._alone_in(asked["out"]), pytest.raises(UserError, match="another study is at work there"):
+        study("table3", **asked)
+    assert not ran
+
+
+def test_a_run_that_was_refused_is_told_in_its_own_words(tmp_path: Path) -> None:
+    left = tmp_path / "run" / "config.json"  # broken off before its first checkpoint
+    left.parent.mkdir()
+    left.write_text("{}")
+    with pytest.raises(UserError, match=r"exit code 2 \(.*/no/where.*\): .*run.log has all it said"):
+        finish_run(tmp_path / "run", ["--data", "/no/where"], tmp_path / "run.log")
+    assert "/no/where" in (tmp_path / "run.log").read_text()
+    assert not left.exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["study", *map(str, words)])
+    assert ended.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    return error
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "unknown row": (["table3", "--rows", "gat"], "unknown row of table3 'gat'; known: co, concat"),
+    "no seeds": (["table3", "--seeds", "0"], "--seeds 0 must be at least 1"),
+    "no ranks": (["table3", "--num_gpus", "-1"], "--num_gpus -1 must not be negative"),
+    "a row's flag": (
+        ["table3", "--", "--fusion", "sum"],
+        "--fusion behind the --: it is what the rows of table3 differ",
+    ),
+    "a row's flag with =": (["table4", "--", "--sequence=sasrec"], "--sequence behind the --"),
+    "data twice": (["table3", "--", "--data", "d"], "type --data before the --"),
+    "run_dir": (["table3", "--", "--run_dir", "d"], "type --out before the --"),
+    "seed": (["table3", "--", "--seed", "3"], "type --seeds before the --"),
+    "resume": (["table3", "--", "--resume"], "goes on by itself"),
+    "unknown flag": (["table3", "--", "--lrr", "3"], "unknown flag --lrr: did you mean --lr?"),
+    "a value": (["table3", "--", "--width", "31"], "--width 31 must be divisible"),
+    "no ds_config": (["table3", "--ds_config", "no.json"], "no.json"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_one_sentence_before_anything_is_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, small_domain: Domain, ran: list[Path], case: str
+) -> None:
+    (table, *words), sentence = MISTAKES[case]
+    given = [table, "--data", small_domain.path, "--out", tmp_path / "out", *words]
+    assert sentence in refused(capsys, *given)
+    assert not ran
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_in_names_and_places(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, small_domain: Domain, ran: list[Path]
+) -> None:
+    assert "unknown table 'table33'" in refused(capsys, "table33", "--data", small_domain.path)
+    assert "no --data given" in refused(capsys, "table3")
+    assert "/no/where" in refused(capsys, "table3", "--data", "/no/where")
+    twice = [small_domain.path, small_domain.path]
+    assert "two domains called" in refused(capsys, "table3", "--data", *twice)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds something else" in refused(capsys, "table3", "--data", small_domain.path, "--out", tmp_path)
+    file = tmp_path / "thesis.tex"
+    assert "is a file" in refused(capsys, "table3", "--data", small_domain.path, "--out", file)
+    assert not ran
+
+
+def test_a_package_without_the_script_says_so(
+    capsys: pytest.CaptureFixture[str], small_domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmsr_pt.child_run._SCRIPT", Path("/site-packages/pretrain/run.py"))
+    assert "from a source checkout" in refused(capsys, "table3", "--data", small_domain.path)
+
+
+def is_locked(out: Path) -> bool:
+    try:
+        with study_module._alone_in(out):
+            return False
+    except UserError:
+        return True
+
+
+@pytest.mark.slow
+def test_a_study_on_several_ranks(tmp_path: Path, small_domain: Domain) -> None:
+    flags = [*SMALL, "--item", "id", "--steps", "2"]
+    config = ds_config(tmp_path / "ds_config.json")
+    found = study("table3", [small_domain.path], ["sum"], 1, tmp_path / "out", config, flags, num_gpus=2)
+    assert found["ds_config"]["train_batch_size"] == 16
+    run_dir = tmp_path / "out" / small_domain.name / "sum" / "seed-0"
+    assert json.loads((run_dir / "ds_config.json").read_text())["train_batch_size"] == 16
+    (line,) = metrics(run_dir, "eval", split="test", model="mmsr", slice="all")
+    assert found["rows"]["sum"]["domains"][small_domain.name]["HR@10"]["mean"] == line["HR@10"]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on_to_its_table(
+    tmp_path: Path, small_domain: Domain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real runs: the whole study is killed in the first, the same command goes on and skips nothing that is missing."""
+    config = ds_config(tmp_path / "ds_config.json")
+    words = ["study", "table4", "--data", str(small_domain.path), "--rows", "grurec", "sasrec-id"]
+    words += ["--out", str(tmp_path / "out"), "--ds_config", str(config), "--", *SMALL]
+    words += ["--steps", "60", "--checkpoint_every", "5", "--eval_every", "60"]
+    runs = tmp_path / "out" / small_domain.name
+    run_dir = runs / "grurec" / "seed-0"
+    command = [sys.executable, "-m", "mmsr_pt.cli", *words]
+    killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    begun = time.monotonic()
+    while not (run_dir / "checkpoints" / "latest").exists():
+        assert killed.poll() is None
+        assert time.monotonic() - begun < 120
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    # its run lives on and holds the lock
+    assert "another study is at work there" in refused(capsys, *words[1:])
+    os.killpg(killed.pid, signal.SIGKILL)
+    while is_locked(tmp_path / "out"):
+        time.sleep(0.01)
+    cli.main(words)
+    assert re.search(r"resumed at step \d+ of 60", run_dir.with_suffix(".log").read_text())
+    assert [line["step"] for line in metrics(run_dir, "train")] == list(range(1, 61))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for row in ("grurec", "sasrec-id"):
+        (line,) = metrics(runs / row / "seed-0", "eval", split="test", model="mmsr", slice="all")
+        figures = found["rows"][row]["domains"][small_domain.name]["seeds"]["0"]
+        assert figures == {metric: line[metric] for metric in ("HR@10", "NDCG@10")}
+    config_of_id = json.loads((runs / "sasrec-id" / "seed-0" / "config.json").read_text())
+    assert (config_of_id["model"]["item"], config_of_id["model"]["width"]) == ("id", 32)
+    shown = capsys.readouterr().out
+    assert "| grurec | " in shown
+    assert shown.index("| sasrec-id | ") < shown.index("| grurec | ")

@@ -1,5 +1,6 @@
 """Fusions and sequence encoders through the real launcher: what ZeRO-3 takes apart on two ranks learns the same."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def test_a_vlp_trains_saves_and_comes_back_at_zero_2_and_3(tmp_path: Path, small
     with torch.no_grad():
         vectors = [model.encode_items(batch) for model in learnt]
     assert torch.allclose(*vectors, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_dropped_modalities_train_where_weights_are_split_and_what_is_evaluated_is_whole(
+    tmp_path: Path, small_domain: Domain
+) -> None:
+    config = ds_config(tmp_path / "3.json", stage=3, micro_batch=8)
+    flags = ["--ds_config", config, "--data", small_domain.path, *SMALL, "--steps", 4, "--dropout", 0]
+    for name, rate in (("some", 0.5), ("none", 0)):
+        finish(*flags, "--modality_dropout", rate, "--run_dir", tmp_path / name, num_ranks=2)
+    some, none = losses(tmp_path / "some"), losses(tmp_path / "none")
+    assert all(math.isfinite(loss) for loss in some)
+    assert some[0] != none[0], "--dropout 0 turns off every other dropout, not this one"
+    model = MMSRModel.from_pretrained(tmp_path / "some" / "model")
+    assert model.config.modality_dropout == 0.5
+    (batch,) = item_source(small_domain, Preprocessor.load(tmp_path / "some" / "model"))(range(12), 12)
+    with torch.no_grad():
+        assert torch.equal(model.encode_items(batch), model.encode_items(batch))
 
 
 def ours(model: MMSRModel) -> list[str]:

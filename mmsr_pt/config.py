@@ -315,6 +315,10 @@ class PretrainConfig:
             _require(
                 self.data.cache, f"{vision} needs --cache: its detector is to see each picture once, not every step"
             )
+            _require(
+                not self.run.async_eval,
+                f"--async_eval reads no cache and would run the detector of {vision} at every validation: leave it out",
+            )
         if self.data.naive:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")

@@ -87,6 +87,7 @@ FLAGS: dict[str, tuple[list[object], list[str]]] = {
     "unknown timm model": (["--vision", "timm:resnet1888"], ["'resnet1888'", "timm:resnet18"]),
     "no vision directory": (["--vision", "timm:local-dir:/no/where"], ["/no/where/config.json", "give a directory"]),
     "regions at every step": (["--vision", "region"], ["--vision region needs --cache"]),
+    "regions at every validation": (["--vision", "region", "--cache", "--async_eval"], ["--async_eval reads no cache"]),
     "no region file": (["--vision", "region:/no/where", "--cache"], ["region:/no/where", "no such file", ".pth"]),
     "unknown policy": (["--text_tune", "top:x"], ["'top:x'", "top:K", "full, frozen, side or lora:R"]),
     "no domain there": (["--data", "/no/where"], ["/no/where", "shards/build.py --out"]),

@@ -10,14 +10,15 @@ from transformers import BertModel, ViltModel, VisualBertModel
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig, OptimConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.models.item_encoder import DeepItemEncoder
+from mmsr_pt.models.item_encoder import DeepItemEncoder, item_encoder_from_config
 from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.tower import Activations
 from mmsr_pt.models.towers.vision import vision_tower_from_config
 from mmsr_pt.models.towers.visualbert import seeing
 from mmsr_pt.training.optim import check_gradients, param_groups
 from tests.conftest import real_weights
-from tests.models.towers.small import relative_error
+from tests.models.towers.small import region_tower, relative_error
 from tests.models.towers.vlps import DEEP, VOCAB, flags_for, publish, publish_eyes
 
 SMALL = ModelConfig(width=16, fusion_heads=2, title_tokens=20, max_history=5)
@@ -292,6 +293,22 @@ def test_eyes_of_another_width_look_through_a_new_projection(published, tmp_path
     assert model.item_encoder.joint.entry.projection.weight.shape == (24, 32)
     assert "joint.projection" in {group.name for group in model.layer_groups() if group.trained}
     check_gradients(model)
+
+
+def test_a_visualbert_reads_the_regions_of_a_detector(published):
+    joint = build(published, "bert").item_encoder.joint
+    eyes = region_tower()
+    described = {**joint.config(), "config": {**joint.config()["config"], "visual_embedding_dim": eyes.out_dim}}
+    config = dataclasses.replace(SMALL, vlp=f"hf:{published / 'bert'}", vision="region")
+    encoder = item_encoder_from_config(config, {"joint": described, "vision": eyes.config()})
+    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config))
+    check_gradients(model)
+    assert encoder.joint.entry.projection.in_features == eyes.out_dim
+    assert encoder.vision.trained_groups == frozenset()
+    spec = encoder.image_spec
+    inputs = dataclasses.replace(items(), images=torch.zeros(3, 3, spec.height, spec.width, dtype=torch.uint8))
+    kept = encoder.eval().prefix(inputs)
+    assert kept.vision.hidden.shape == (3, eyes.num_regions, eyes.out_dim), "what a cache keeps are the features"
 
 
 @pytest.mark.parametrize(

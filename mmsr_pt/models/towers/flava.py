@@ -35,24 +35,17 @@ class FlavaJoint(JointTower):
     default_policy = "full"
     is_single_stream = False
 
-    def __init__(self, model: Any) -> None:
-        self._config = {"kind": "flava", "config": architecture_of(model)}
-        backbone = model.multimodal_model
-        entry = _Projections(
-            model.text_to_mm_projection, model.image_to_mm_projection, getattr(backbone, "cls_token", None)
-        )
-        backbone.cls_token = backbone.pooler = None
-        super().__init__(backbone, entry, "encoder.layer", ("layernorm",))
-
     def policy_under(self, tune: str | None) -> str:
         """See JointTower: `top:K` is about the towers."""
         return self.default_policy if tune is None or tune.startswith("top:") else tune
 
-    def config(self) -> dict[str, Any]:
-        """See Tower."""
-        return self._config
-
 
 def split(model: Any, image_spec: ImageSpec) -> DeepVLP:
     """The parts of a FlavaModel, which is used up."""
-    return DeepVLP(BertLikeText(model.text_model), ViTLikeVision(model.image_model, image_spec), FlavaJoint(model))
+    described = {"kind": "flava", "config": architecture_of(model)}
+    encoder = model.multimodal_model
+    class_token = getattr(encoder, "cls_token", None)
+    entry = _Projections(model.text_to_mm_projection, model.image_to_mm_projection, class_token)
+    encoder.cls_token = encoder.pooler = None
+    joint = FlavaJoint(described, encoder, entry, "encoder.layer", ("layernorm",))
+    return DeepVLP(BertLikeText(model.text_model), ViTLikeVision(model.image_model, image_spec), joint)

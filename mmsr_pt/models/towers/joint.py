@@ -31,16 +31,20 @@ class JointTower(Tower):
     is_input_trained: bool = False
     """Whether gradients must reach what enters, so that nothing here is part of the prefix, frozen or not."""
 
-    def __init__(self, backbone: Any, entry: nn.Module, blocks: str, top: tuple[str, ...]) -> None:
+    def __init__(
+        self, described: dict[str, Any], backbone: Any, entry: nn.Module, blocks: str, top: tuple[str, ...]
+    ) -> None:
         """A tower of a transformers model.
 
         Args:
+            described: what `config` gives.
             backbone: holds the blocks; what it holds besides must have been taken out of it.
             entry: ([N, T, d_t], [N, V, d_v]) -> [N, T + V', d], title tokens first.
             blocks: dotted name of their list in the backbone.
             top: names of the norms behind them.
         """
         super().__init__()
+        self._described = described
         use_own_attention(backbone)
         self.entry, self.backbone = entry, backbone
         self._blocks, self._top = blocks, top
@@ -54,6 +58,10 @@ class JointTower(Tower):
         """See Tower; the entry itself takes two inputs and has run by then."""
         groups = [Step(group, parts, _as_it_is) for group, parts in self.entry_groups().items()]
         return [*groups, *block_steps(self.backbone, self._blocks, self._top)]
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return self._described
 
     def context(self, inputs: Activations) -> Tensor:
         """[N, 1, 1, T + V] bool."""
@@ -93,6 +101,23 @@ class JointTower(Tower):
     def trains_in_full(self) -> bool:
         """Whether all of its pretrained groups train."""
         return self.trained_groups == frozenset(self.layer_groups())
+
+
+class EmbeddedTitles(Tower):
+    """What a single-stream model has in the place of a text tower: title ids, embedded."""
+
+    def __init__(self, described: dict[str, Any], embeddings: nn.Module, out_dim: int) -> None:
+        """See JointTower for `described`; `embeddings`: [N, T] int64 -> [N, T, out_dim]."""
+        super().__init__()
+        self._described, self.embeddings, self.out_dim = described, embeddings, out_dim
+
+    def steps(self) -> list[Step]:
+        """See Tower."""
+        return [Step("embeddings", ("embeddings",), lambda title_ids, _: self.embeddings(title_ids))]
+
+    def config(self) -> dict[str, Any]:
+        """See Tower."""
+        return self._described
 
 
 class DeepVLP(NamedTuple):

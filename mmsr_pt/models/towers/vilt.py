@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.models.towers.hf import architecture_of
-from mmsr_pt.models.towers.joint import DeepVLP, JointTower
-from mmsr_pt.models.towers.tower import Step, Tower
+from mmsr_pt.models.towers.joint import DeepVLP, EmbeddedTitles, JointTower
+from mmsr_pt.models.towers.tower import Step
 from mmsr_pt.models.towers.vision_tower import VisionTower, grid_to_tokens
 
 _TEXT, _PICTURE = 0, 1
@@ -48,36 +48,15 @@ class _Patches(nn.Module):
         return self.dropout(tokens + self.places) + self.modality
 
 
-class ViltText(Tower):
-    """Embeddings of titles."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        embeddings = model.embeddings
-        self.words = _Words(embeddings.text_embeddings, embeddings.token_type_embeddings.weight.data[_TEXT].clone())
-        self.out_dim = model.config.hidden_size
-        self._config = {"kind": "vilt", "config": architecture_of(model)}
-
-    def steps(self) -> list[Step]:
-        """See Tower."""
-        return [Step("embeddings", ("words",), lambda title_ids, _: self.words(title_ids))]
-
-    def config(self) -> dict[str, Any]:
-        """See Tower."""
-        return self._config
-
-
 class ViltVision(VisionTower):
     """Embeddings of patches: [N, 1 + V, d]."""
 
     num_special_tokens = 1
 
-    def __init__(self, model: Any, image_spec: ImageSpec) -> None:
+    def __init__(self, described: dict[str, Any], patches: nn.Module, out_dim: int, image_spec: ImageSpec) -> None:
         super().__init__()
-        self.patches = _Patches(model.embeddings)
-        self.image_spec = image_spec
-        self.out_dim = model.config.hidden_size
-        self._config = {"kind": "vilt", "config": architecture_of(model), "image": dataclasses.asdict(image_spec)}
+        self._described, self.patches = described, patches
+        self.image_spec, self.out_dim = image_spec, out_dim
 
     def steps(self) -> list[Step]:
         """See Tower."""
@@ -86,7 +65,7 @@ class ViltVision(VisionTower):
 
     def config(self) -> dict[str, Any]:
         """See Tower."""
-        return self._config
+        return {**self._described, "image": dataclasses.asdict(self.image_spec)}
 
 
 class _SideBySide(nn.Module):
@@ -102,20 +81,17 @@ class ViltJoint(JointTower):
     default_policy = "top:4"
     is_single_stream = True
 
-    def __init__(self, model: Any) -> None:
-        self._config = {"kind": "vilt", "config": architecture_of(model)}
-        model.embeddings = model.pooler = None
-        super().__init__(model, _SideBySide(), "encoder.layer", ("layernorm",))
-
     def entry_groups(self) -> dict[str, tuple[str, ...]]:
         """See JointTower: nothing to learn there."""
         return {}
 
-    def config(self) -> dict[str, Any]:
-        """See Tower."""
-        return self._config
-
 
 def split(model: Any, image_spec: ImageSpec) -> DeepVLP:
     """The parts of a ViltModel, which is used up."""
-    return DeepVLP(ViltText(model), ViltVision(model, image_spec), ViltJoint(model))
+    described = {"kind": "vilt", "config": architecture_of(model)}
+    embeddings, width = model.embeddings, model.config.hidden_size
+    modality = embeddings.token_type_embeddings.weight.data[_TEXT].clone()
+    text = EmbeddedTitles(described, _Words(embeddings.text_embeddings, modality), width)
+    vision = ViltVision(described, _Patches(embeddings), width, image_spec)
+    model.embeddings = model.pooler = None
+    return DeepVLP(text, vision, ViltJoint(described, model, _SideBySide(), "encoder.layer", ("layernorm",)))

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from mmsr_pt.log import UserError
 from mmsr_pt.models.attention import init_normal
 from mmsr_pt.models.towers.hf import architecture_of
-from mmsr_pt.models.towers.joint import DeepVLP, JointTower
-from mmsr_pt.models.towers.tower import Step, Tower
+from mmsr_pt.models.towers.joint import DeepVLP, EmbeddedTitles, JointTower
 from mmsr_pt.models.towers.vision_tower import VisionTower
 
 log = logging.getLogger(__name__)
@@ -38,24 +37,6 @@ class _Words(nn.Module):
         places = torch.arange(title_ids.shape[1], device=title_ids.device)
         # in BERT's own order, so that the sums are BERT's to the last digit
         return self.words(title_ids) + self.segments(torch.zeros_like(title_ids)) + self.places(places)
-
-
-class VisualBertText(Tower):
-    """Embeddings of titles."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.words = _Words(model.embeddings)
-        self.out_dim = model.config.hidden_size
-        self._config = {"kind": "visual_bert", "config": architecture_of(model)}
-
-    def steps(self) -> list[Step]:
-        """See Tower."""
-        return [Step("embeddings", ("words",), lambda title_ids, _: self.words(title_ids))]
-
-    def config(self) -> dict[str, Any]:
-        """See Tower."""
-        return self._config
 
 
 class _Entry(nn.Module):
@@ -80,33 +61,22 @@ class VisualBertJoint(JointTower):
     default_policy = "top:4"
     is_single_stream = True
 
-    def __init__(self, model: Any, has_new_projection: bool) -> None:
-        self.has_new_projection = has_new_projection
-        self._config = {
-            "kind": "visual_bert",
-            "config": architecture_of(model),
-            "has_new_projection": has_new_projection,
-        }
-        entry = _Entry(model.embeddings)
-        model.embeddings = model.pooler = None
-        super().__init__(model, entry, "encoder.layer", ())
-
     def entry_groups(self) -> dict[str, tuple[str, ...]]:
         """See JointTower."""
         return {"projection": ("entry.projection",), "embeddings": ("entry.modality", "entry.norm")}
 
     def is_pretrained(self, group: str) -> bool:
         """See Tower."""
-        return super().is_pretrained(group) and not (group == "projection" and self.has_new_projection)
-
-    def config(self) -> dict[str, Any]:
-        """See Tower."""
-        return self._config
+        return super().is_pretrained(group) and not (group == "projection" and self.config()["has_new_projection"])
 
 
 def split(model: Any, vision: VisionTower, has_new_projection: bool) -> DeepVLP:
     """The parts of a VisualBertModel, which is used up, and the tower that sees for it."""
-    return DeepVLP(VisualBertText(model), vision, VisualBertJoint(model, has_new_projection))
+    described = {"kind": "visual_bert", "config": architecture_of(model), "has_new_projection": has_new_projection}
+    text = EmbeddedTitles(described, _Words(model.embeddings), model.config.hidden_size)
+    entry = _Entry(model.embeddings)
+    model.embeddings = model.pooler = None
+    return DeepVLP(text, vision, VisualBertJoint(described, model, entry, "encoder.layer", ()))
 
 
 def seeing(model: PreTrainedModel, vision: VisionTower) -> DeepVLP:

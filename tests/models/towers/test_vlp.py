@@ -4,52 +4,23 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    CLIPConfig,
-    CLIPModel,
-    GroupViTConfig,
-    GroupViTModel,
-    PreTrainedModel,
-    SiglipConfig,
-    SiglipModel,
-    ViltConfig,
-)
+from transformers import AutoModel, ViltConfig
 
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import ConcatFusion, masked_mean
 from mmsr_pt.models.recommender import MMSRModel
-from tests.models.towers.small import HF_CONFIGS, HF_VISION_STEPPED, HF_VISION_WHOLE
+from tests.models.towers.vlps import DEEP, MODELS, VOCAB, publish
 
 SMALL = ModelConfig(width=16, fusion_heads=2, title_tokens=8, max_history=5)
-KINDS = {
-    "clip": (CLIPModel, CLIPConfig, HF_VISION_STEPPED["clip_vision_model"], {"projection_dim": 8}),
-    "siglip": (SiglipModel, SiglipConfig, HF_VISION_STEPPED["siglip_vision_model"], {}),
-    "groupvit": (
-        GroupViTModel,
-        GroupViTConfig,
-        HF_VISION_WHOLE["groupvit_vision_model"],
-        {"projection_dim": 8, "projection_intermediate_dim": 8},
-    ),
-}
-
-
-def published(kind: str, directory) -> PreTrainedModel:
-    """A small one in a directory as the hub has them."""
-    torch.manual_seed(0)
-    model, config, vision, more = KINDS[kind]
-    text = HF_CONFIGS[f"{kind}_text_model"].to_dict()
-    made = model(config(text_config=text, vision_config=vision.to_dict(), **more)).eval()
-    made.save_pretrained(directory)
-    return made
+KINDS = sorted(MODELS.keys() - set(DEEP))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_sides_of_the_checkpoint_are_pooled_and_joined(tmp_path, kind):
-    own = published(kind, tmp_path)
-    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=60).eval()
+    own = publish(kind, tmp_path)
+    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=VOCAB).eval()
     encoder = model.item_encoder
     assert isinstance(encoder.fusion, ConcatFusion)
     spec = model.image_spec
@@ -70,11 +41,12 @@ def test_both_sides_of_the_checkpoint_are_pooled_and_joined(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, kind):
-    published(kind, tmp_path / "vlp")
-    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", tune="top:1"), vocab_size=60)
+    publish(kind, tmp_path / "vlp")
+    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", tune="top:1"), vocab_size=VOCAB)
     trained = {group.name for group in model.layer_groups() if group.trained}
-    assert {"text.block.2", "vision.block.2", "fusion"} <= trained
-    assert not trained & {"text.block.1", "vision.block.1", "text.embeddings", "vision.stem"}
+    last = 2 if kind == "groupvit" else 5  # whose blocks are its stages
+    assert {"text.block.5", f"vision.block.{last}", "fusion"} <= trained
+    assert not trained & {"text.block.4", f"vision.block.{last - 1}", "text.embeddings", "vision.stem"}
     model.save_pretrained(tmp_path / "bundle")
     again = MMSRModel.from_pretrained(tmp_path / "bundle")
     for name, tensor in model.state_dict().items():
@@ -82,9 +54,9 @@ def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, ki
 
 
 def test_pictures_of_another_tower_are_one_too_many(tmp_path):
-    published("clip", tmp_path)
+    publish("clip", tmp_path)
     with pytest.raises(UserError, match="reads pictures itself: leave --vision timm:resnet50 out"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}", vision="timm:resnet50"), vocab_size=60)
+        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}", vision="timm:resnet50"), vocab_size=VOCAB)
 
 
 def test_another_fusion_may_join_them():

@@ -15,7 +15,9 @@ CARD_FILE = "README.md"
 _DIRECTORY = "THIS_DIRECTORY_OR_HUB_ID"
 
 
-def model_card(config: ModelConfig, domains: Sequence[Domain], step: int, validation_ndcg: float) -> str:
+def model_card(
+    config: ModelConfig, domains: Sequence[Domain], step: int, validation_ndcg: float, joins_itself: bool = False
+) -> str:
     """A short model card in Markdown, with the header that the Hugging Face hub reads.
 
     Args:
@@ -23,6 +25,7 @@ def model_card(config: ModelConfig, domains: Sequence[Domain], step: int, valida
         domains: that it was trained on.
         step: optimizer steps that these weights have seen.
         validation_ndcg: their NDCG@10 on the validation targets, a fraction, mean over the domains.
+        joins_itself: see ItemEncoder.
     """
     names = ", ".join(domain.name for domain in domains)
     header = ModelCardData(
@@ -39,7 +42,7 @@ catalogue as the next one. {_what_an_item_is(config)}
 
 | part | choice |
 | --- | --- |
-{_rows(_parts(config))}
+{_rows(_parts(config, joins_itself))}
 
 ## Training data
 
@@ -79,14 +82,15 @@ def _modalities(config: ModelConfig) -> list[str]:
     return ["multimodal"] if kind(config) == "MMSR" else []
 
 
-def _parts(config: ModelConfig) -> list[tuple[str, str]]:
+def _parts(config: ModelConfig, joins_itself: bool) -> list[tuple[str, str]]:
     num_layers = sequence_encoders[config.sequence].num_layers(config)
     sequence = ("sequence encoder", f"{config.sequence}, {num_layers} layers, width {config.width}")
     if config.item == "id":
         return [("item", "learned vectors"), sequence]
     towers = [("text tower", _tower(config.text)), ("vision tower", _tower(config.vision))]
-    fusion = [("fusion", config.fusion_name)] if kind(config) == "MMSR" else []
-    return [*towers, *fusion, sequence]
+    fusion = "none: the first joins both" if joins_itself else config.fusion_name
+    joined = [("fusion", fusion)] if kind(config) == "MMSR" else []
+    return [*towers, *joined, sequence]
 
 
 def _tower(name: str) -> str:

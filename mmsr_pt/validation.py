@@ -193,7 +193,8 @@ class Validation:
         def write(directory: Path) -> None:
             write_model(directory)
             best = self.standing
-            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg)
+            joins_itself = self._engine.model.item_encoder.joins_itself
+            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself)
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
         with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):

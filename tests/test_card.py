@@ -43,6 +43,12 @@ def test_it_names_every_domain_with_its_licence_and_both_commands(small_domain: 
     assert "mmsr-pt recommend " in card
 
 
+def test_a_deep_vlp_is_not_said_to_have_a_fusion(small_domain: Domain) -> None:
+    config = ModelConfig(vlp="hf:facebook/flava-full")
+    assert "| fusion | none: the first joins both |" in model_card(config, [small_domain], 1, 0.5, joins_itself=True)
+    assert "| fusion | concat |" in model_card(config, [small_domain], 1, 0.5)
+
+
 def test_the_hub_can_read_its_header(small_domain: Domain) -> None:
     header = ModelCard(model_card(ModelConfig(), [small_domain], 1, 0.5)).data
     assert header.library_name == "mmsr_pt"

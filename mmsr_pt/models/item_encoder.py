@@ -42,6 +42,8 @@ class ItemEncoder(nn.Module):
 
     image_spec: ImageSpec | None = None
     """What images must look like; None where they are not read."""
+    joins_itself: bool = False
+    """Whether pretrained blocks join title and picture, and no fusion does."""
 
     def config(self) -> dict[str, Any]:
         """JSON from which the same architecture is built again without the towers' original files."""
@@ -218,6 +220,7 @@ class DeepItemEncoder(ContentItemEncoder):
     text: Tower
     vision: VisionTower
     own_modules = ("projection",)
+    joins_itself = True
 
     def __init__(self, vlp: DeepVLP, width: int, recompute: bool = False) -> None:
         """An encoder on the parts of a VLP, of which has been decided what trains."""

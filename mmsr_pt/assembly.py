@@ -22,7 +22,7 @@ from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.models.towers.text import check_text_name
+from mmsr_pt.models.towers.text import check_hf_place, check_text_name
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import precision, zero_stage
 from mmsr_pt.training.launch import DistInfo
@@ -80,6 +80,8 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for."""
     tokenizer = None
     if config.item == "content":
+        if config.vlp != "none":
+            check_hf_place("--vlp", config.vlp.removeprefix("hf:"))
         check_text_name(config.text)
         tokenizer = tokenizer_for(config.text, domains[0].path, config.tokenizer)
     model = MMSRModel.build(

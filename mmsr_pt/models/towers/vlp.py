@@ -17,7 +17,6 @@ from mmsr_pt.models.towers.hf import DEEP, from_architecture, load_whole, model_
 from mmsr_pt.models.towers.hf_text import check_fits
 from mmsr_pt.models.towers.hf_vision import image_spec_of
 from mmsr_pt.models.towers.joint import DeepVLP
-from mmsr_pt.models.towers.text import check_hf_place
 from mmsr_pt.models.towers.vision import build_vision_tower, vision_tower_from_config
 
 
@@ -34,7 +33,6 @@ def build_deep_vlp(name: str, vision: str, vocab_size: int | None, title_tokens:
         UserError: it cannot be had, does not fit the tokenizer or the titles, or `vision` is one too many or missing.
     """
     reference = name.removeprefix("hf:")
-    check_hf_place("--vlp", reference)
     kind = model_type_of(reference)
     is_blind = kind in ("visual_bert", "bert")
     if is_blind and vision == name:

@@ -336,8 +336,3 @@ def test_a_tokenizer_of_more_tokens_than_the_model_knows(published):
     config = dataclasses.replace(SMALL, vlp=f"hf:{published / 'vilt'}")
     with pytest.raises(UserError, match=f"knows {VOCAB} tokens, its tokenizer has {VOCAB + 1}"):
         MMSRModel.build(config, vocab_size=VOCAB + 1)
-
-
-def test_a_directory_that_is_not_there():
-    with pytest.raises(UserError, match="--vlp hf:/gone: there is no such directory"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp="hf:/gone"), vocab_size=VOCAB)

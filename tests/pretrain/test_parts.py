@@ -14,6 +14,7 @@ from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from tests.conftest import real_weights
+from tests.models.towers.small import relative_error
 from tests.models.towers.vlps import MODELS, flags_for, publish, publish_eyes
 from tests.pretrain.launching import SMALL, ds_config, finish, losses
 
@@ -64,11 +65,12 @@ def test_a_vlp_trains_saves_and_comes_back_at_zero_2_and_3(tmp_path: Path, small
     fresh, _ = build_model(learnt[0].config, [small_domain])
     trained = {name for group in fresh.layer_groups() if group.trained for name in group.parameters}
     start, two, three = (model.state_dict() for model in (fresh, *learnt))
-    for name in two:
-        assert torch.allclose(three[name], two[name], rtol=1e-2, atol=1e-3), name
-        assert torch.equal(two[name], start[name]) or name in trained | set(ours(fresh)), name
-    pretrained = trained - set(ours(fresh))
-    assert sum(not torch.equal(two[name], start[name]) for name in pretrained) > len(pretrained) / 2
+    assert all(torch.equal(two[name], start[name]) for name in two if name not in trained)
+    pretrained = sorted(trained - set(ours(fresh)))
+    changes = [torch.cat([(state[name] - start[name]).flatten() for name in pretrained]) for state in (two, three)]
+    # as a whole: Adam makes steps of like size of the smallest gradients, rounding included
+    assert relative_error(changes[1], changes[0]) < 0.1
+    assert changes[0].count_nonzero() > 0.5 * len(changes[0])
     source = item_source(small_domain, Preprocessor.load(tmp_path / "run2" / "model"))
     (batch,) = source(range(12), 12)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -158,6 +158,17 @@ def _not_loaded(flag: str, reference: str, error: Exception) -> UserError:
         f"{flag} hf:{reference} could not be loaded ({reason(error)}): give a hub name that can be downloaded, "
         "or a directory with config.json and model.safetensors"
     )
+
+
+def keep_only(backbone: PreTrainedModel, parts: Sequence[str]) -> None:
+    """Takes out every child but those that hold these dotted names.
+
+    Nothing reads poolers and heads: they would be trained groups without a gradient.
+    """
+    used = {part.split(".")[0] for part in parts}
+    for name, _ in list(backbone.named_children()):
+        if name not in used:
+            setattr(backbone, name, None)
 
 
 def block_steps(backbone: PreTrainedModel, blocks: str, top: tuple[str, ...]) -> list[Step]:

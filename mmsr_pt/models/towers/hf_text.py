@@ -16,7 +16,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.towers.hf import DEEP, architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.towers.hf import (
+    DEEP,
+    architecture_of,
+    block_steps,
+    from_architecture,
+    keep_only,
+    load_side,
+    use_own_attention,
+)
 from mmsr_pt.models.towers.tower import Activations, Step, Tower
 from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
@@ -54,13 +62,7 @@ class BertLikeText(Tower):
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.family = _FAMILIES[backbone.config.model_type]
-        # nothing reads what is pooled from one token: as a trained group it would never get a gradient
-        used = {
-            name.split(".")[0] for name in ("embeddings", "embeddings_project", self.family.blocks, *self.family.top)
-        }
-        for name, _ in list(backbone.named_children()):
-            if name not in used:
-                setattr(backbone, name, None)
+        keep_only(backbone, ["embeddings", "embeddings_project", self.family.blocks, *self.family.top])
         use_own_attention(backbone)
         self.backbone = backbone
         self.out_dim = backbone.config.hidden_size

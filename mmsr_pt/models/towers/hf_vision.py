@@ -20,7 +20,14 @@ from transformers import ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 
 from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
-from mmsr_pt.models.towers.hf import architecture_of, block_steps, from_architecture, load_side, use_own_attention
+from mmsr_pt.models.towers.hf import (
+    architecture_of,
+    block_steps,
+    from_architecture,
+    keep_only,
+    load_side,
+    use_own_attention,
+)
 from mmsr_pt.models.towers.tower import Step
 from mmsr_pt.models.towers.vision_tower import VisionTower
 from mmsr_pt.models.towers.whole import WholeTower, drop_unused
@@ -63,11 +70,7 @@ class ViTLikeVision(VisionTower):
         self.family = _FAMILIES[backbone.config.model_type]
         if backbone.config.num_hidden_layers == 0:
             self.family = self.family._replace(top=())  # norms of what the last block gives
-        used = {name.split(".")[0] for name in (*self.family.stem, self.family.blocks, *self.family.top)}
-        for name, _ in list(backbone.named_children()):
-            # poolers and heads, which nothing reads, would be trained groups without a gradient
-            if name not in used:
-                setattr(backbone, name, None)
+        keep_only(backbone, [*self.family.stem, self.family.blocks, *self.family.top])
         # pre-training hides patches behind this token; it is no part of the forward
         if getattr(backbone.embeddings, "mask_token", None) is not None:
             backbone.embeddings.mask_token = None

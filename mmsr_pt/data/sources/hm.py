@@ -26,8 +26,8 @@ class HM:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        articles = scan_table(self.root / "articles.csv", ("article_id", *_TITLE_COLUMNS, "detail_desc"))
-        purchases = scan_table(self.root / "transactions_train.csv", ("t_dat", "customer_id", "article_id"))
+        articles = scan_table(self.root / "articles.csv", ("article_id", *_TITLE_COLUMNS, "detail_desc"), scratch)
+        purchases = scan_table(self.root / "transactions_train.csv", ("t_dat", "customer_id", "article_id"), scratch)
         description = pl.col("detail_desc").str.strip_chars()
         title = pl.concat_str(
             [join_text(_TITLE_COLUMNS), pl.when(description != "").then(description)], separator=". ", ignore_nulls=True

@@ -36,8 +36,9 @@ class Table:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"))
-        items = scan_table(_either(self.root, "items"), ("item_id", *(self.title_columns or ("title",))))
+        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"), scratch)
+        required = ("item_id", *(self.title_columns or ("title",)))
+        items = scan_table(_either(self.root, "items"), required, scratch, optional=("category",))
         columns = self._columns(items.collect_schema().names())
         tags = pl.col(columns[1:]).cast(pl.String).str.replace_all("|", ", ", literal=True)
         titles = items.with_columns(tags).select(pl.col("item_id").cast(pl.String), title=join_text(columns))

@@ -81,6 +81,7 @@ def test_ninerec_builds_a_domain_in_order_of_time_with_chinese_or_english_titles
     english = read(NineRec(root, language="english"), tmp_path / "s").items.collect()
     assert english["title"].to_list() == [f"Funny video, {item}" for item in range(NUM_ITEMS)]
     assert english["categories"].dtype == pl.List(pl.String)
+    assert read(NineRec(root), tmp_path / "s").seconds_per_unit == 1
 
 
 def test_ninerec_finds_the_items_by_the_items_table_whichever_column_they_stand_in(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_ninerec_without_timestamps_takes_the_order_of_the_sequences(tmp_path: P
     lines = (f"{user}\t{' '.join(f'v{item:03d}' for item in items)}" for user, items in HISTORIES.items())
     write(root / "QB_behaviour.tsv", lines, end="\r\n")
     assert item_sequences(build(NineRec(root), tmp_path)) == expected_sequences("v{:03d}")
+    assert read(NineRec(root), tmp_path / "s").seconds_per_unit is None
 
 
 def test_ninerec_pairs_without_timestamps_and_sequences_are_taken_in_order_of_rows(
@@ -266,6 +268,7 @@ def test_microlens_builds_a_domain_with_times_in_seconds(tmp_path: Path) -> None
     assert item_sequences(domain) == by_number(expected_sequences("{}"))
     assert list(domain.titles()) == [f"A video, no. {item}" for item in range(NUM_ITEMS)]
     raw = read(MicroLens(root), tmp_path / "s")
+    assert raw.seconds_per_unit == 1
     assert raw.interactions.collect().rows()[0] == ("0", "5", 1_600_000_005.552)
     assert raw.items.collect()["categories"].to_list()[:3] == [["Comedy"], None, ["Comedy"]]
 
@@ -286,6 +289,7 @@ def test_microlens_without_times_takes_the_order_in_the_line(tmp_path: Path) -> 
     write(root / "MicroLens-100k_pairs.tsv", [*lines, "99"], end="\r\n")
     domain = build(MicroLens(root), tmp_path)
     assert item_sequences(domain) == by_number(expected_sequences("{}"))
+    assert read(MicroLens(root), tmp_path / "s").seconds_per_unit is None
     assert {kind: found["count"] for kind, found in domain.meta["problems"].items()} == {"missing_id": 1}
 
 

@@ -32,7 +32,10 @@ class RawDomain:
     interactions: pl.LazyFrame
     """user_id str, item_id str, time (a number, null where it cannot be read); rows of one time in their order."""
     items: pl.LazyFrame
-    """item_id str, title str, image str: path of the picture file, null where there is none."""
+    """item_id str, title str, image str (path of the picture file, null where there is none), categories list[str]
+    (names that the item can be chosen by; empty or null where the layout has none)."""
+    seconds_per_unit: float | None = 1.0
+    """Of `time`, which counts from the start of 1970 in UTC; None where times are no dates."""
 
 
 class Source(Protocol):
@@ -90,14 +93,20 @@ def _with_names(table: pl.LazyFrame, known: Sequence[str]) -> pl.LazyFrame:
     return table.rename({same[0]: name for name, same in alike.items() if name not in found and len(same) == 1})
 
 
-def join_text(columns: Sequence[str]) -> pl.Expr:
+def join_text(columns: Sequence[pl.Expr]) -> pl.Expr:
     """The columns joined with ", ", empty ones left out."""
-    return pl.concat_str([_present(name) for name in columns], separator=", ", ignore_nulls=True)
+    return pl.concat_str([_present(column) for column in columns], separator=", ", ignore_nulls=True)
 
 
-def _present(name: str) -> pl.Expr:
-    text = pl.col(name).cast(pl.String).str.strip_chars()
+def _present(column: pl.Expr) -> pl.Expr:
+    text = column.cast(pl.String).str.strip_chars()
     return pl.when(text != "").then(text)
+
+
+def distinct_names(names: pl.Expr) -> pl.Expr:
+    """`categories` out of lists of text: stripped, each name once, empty ones left out."""
+    stripped = names.list.eval(pl.element().str.strip_chars()).list.drop_nulls()
+    return stripped.list.eval(pl.element().filter(pl.element() != "")).list.unique(maintain_order=True)
 
 
 def add_images(items: pl.LazyFrame, folder: Path, with_images: bool) -> pl.LazyFrame:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, scan_table
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, distinct_names, scan_table
 from mmsr_pt.data.sources.encoding import as_utf8
 from mmsr_pt.data.sources.files import matching, the_one
 from mmsr_pt.data.sources.rows import epoch_seconds, scan_headless, scan_sequences
@@ -55,6 +55,7 @@ class MicroLens:
             licence="MicroLens, Westlake University: no altered copies may be handed on",
             interactions=_read_interactions(interactions, scratch),
             items=add_images(self._with_categories(titles.lazy(), scratch), covers, with_images),
+            seconds_per_unit=None if interactions.suffix == ".tsv" else 1.0,
         )
 
     def _with_categories(self, items: pl.LazyFrame, scratch: Path) -> pl.LazyFrame:
@@ -62,9 +63,9 @@ class MicroLens:
         if not path.is_file():
             return items.with_columns(categories=pl.lit([], dtype=pl.List(pl.String)))
         table = scan_headless(path, ("item_id", "category"), scratch)
-        named = table.with_columns(pl.col("category").str.strip_chars()).filter(pl.col("category") != "")
-        grouped = named.group_by("item_id").agg(categories=pl.col("category").unique(maintain_order=True))
-        return items.join(grouped, on="item_id", how="left", maintain_order="left")
+        grouped = table.group_by("item_id", maintain_order=True).agg("category")
+        named = grouped.select("item_id", categories=distinct_names(pl.col("category")))
+        return items.join(named, on="item_id", how="left", maintain_order="left")
 
 
 def _read_interactions(path: Path, scratch: Path) -> pl.LazyFrame:

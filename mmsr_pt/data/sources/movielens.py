@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, scan_table
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, distinct_names, join_text, scan_table
 from mmsr_pt.data.sources.files import the_one
 from mmsr_pt.data.sources.rows import epoch_seconds, scan_headless
 from mmsr_pt.log import UserError
@@ -51,11 +51,10 @@ class MovieLens:
         ratings = _scan_ratings(ratings_file, scratch)
         if self.min_rating > 0:
             ratings = ratings.filter(pl.col("rating").cast(pl.Float64, strict=False) >= self.min_rating)
-        genres = pl.col("genres").str.strip_chars().str.split("|")
-        genres = genres.list.eval(pl.element().filter(~pl.element().is_in(["", _NO_GENRE]))).fill_null([])
+        genres = distinct_names(pl.col("genres").str.replace(_NO_GENRE, "", literal=True).str.split("|"))
         movies = _scan_movies(movies_file, scratch).select(
             item_id="movieId",
-            title=pl.concat_list("title", genres).list.join(", ", ignore_nulls=True),
+            title=join_text([pl.col("title"), genres.list.join(", ")]),
             categories=genres,
         )
         return RawDomain(

@@ -57,12 +57,14 @@ class NineRec:
         covers = the_one(self.root, (_COVERS,), "--images", self.images, folders=True) if with_images else self.root
         table = scan_headless(titles, ("item_id", "chinese", "english"), scratch)
         items = table.select("item_id", title=pl.col(self.language), categories=pl.lit([], dtype=pl.List(pl.String)))
+        events, has_times = self._read_interactions(interactions, items, scratch)
         return RawDomain(
             source="ninerec",
             root=self.root,
             licence="NineRec, Westlake University: no altered copies may be handed on",
-            interactions=self._read_interactions(interactions, items, scratch),
+            interactions=events,
             items=add_images(items, covers, with_images),
+            seconds_per_unit=1.0 if has_times else None,
         )
 
     def _interactions_file(self) -> Path:
@@ -70,22 +72,23 @@ class NineRec:
             return the_one(self.root, (_SEQUENCES, _PAIRS), "--interactions", None)
         return the_one(self.root, (_PAIRS,), "--interactions", self.interactions)
 
-    def _read_interactions(self, path: Path, items: pl.LazyFrame, scratch: Path) -> pl.LazyFrame:
+    def _read_interactions(self, path: Path, items: pl.LazyFrame, scratch: Path) -> tuple[pl.LazyFrame, bool]:
+        """The interactions, and whether their times are times or but an order."""
         if path.suffix == ".tsv":
-            return scan_sequences(path, scratch)
+            return scan_sequences(path, scratch), False
         pairs = scan_headless(path, (*_IDS, "timestamp"), scratch)
-        num_times = pairs.select(pl.col("timestamp").is_not_null().sum())
-        if not collected(num_times, path).item():
+        has_times = collected(pairs.select(pl.col("timestamp").is_not_null().any()), path).item()
+        if has_times:
+            pairs = pairs.with_columns(time=epoch_seconds("timestamp"))
+        else:
             sequences = matching(path.parent, (_SEQUENCES,))
             if self.interactions is None and len(sequences) == 1:
                 log.info("%s has no timestamps: %s gives the order", path, sequences[0].name)
-                return scan_sequences(sequences[0], scratch)
+                return scan_sequences(sequences[0], scratch), False
             log.warning("%s has no timestamps, and no *_behaviour.tsv is chosen: its rows are taken as in order", path)
             pairs = pairs.with_row_index("time")
-        else:
-            pairs = pairs.with_columns(time=epoch_seconds("timestamp"))
         item, user = _IDS if self._item_first(pairs, items, path) else reversed(_IDS)
-        return pairs.select(user_id=user, item_id=item, time="time")
+        return pairs.select(user_id=user, item_id=item, time="time"), has_times
 
     def _item_first(self, pairs: pl.LazyFrame, items: pl.LazyFrame, path: Path) -> bool:
         if self.first_column is not None:

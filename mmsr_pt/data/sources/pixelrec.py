@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, scan_table
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, distinct_names, join_text, scan_table
 from mmsr_pt.data.sources.files import holdings, the_one
 from mmsr_pt.data.sources.rows import epoch_seconds
 from mmsr_pt.log import UserError
@@ -48,11 +48,11 @@ class PixelRec:
         covers = the_one(self.root, _COVERS, "--images", self.images, folders=True) if with_images else self.root
         interactions = scan_table(interactions_file, _INTERACTION_COLUMNS, scratch)
         items = scan_table(items_file, ("item_id", *self.title_columns), scratch, optional=("tag",))
-        parts = [pl.col(name).str.strip_chars() for name in self.title_columns]
-        title = pl.concat_str([pl.when(part != "").then(part) for part in parts], separator=", ", ignore_nulls=True)
-        tag = pl.col("tag").str.strip_chars() if "tag" in items.collect_schema() else pl.lit(None, pl.String)
+        tag = pl.col("tag") if "tag" in items.collect_schema() else pl.lit(None, pl.String)
         described = items.select(
-            "item_id", title=title, categories=pl.when(tag != "").then(pl.concat_list(tag)).otherwise([])
+            "item_id",
+            title=join_text([pl.col(name) for name in self.title_columns]),
+            categories=distinct_names(pl.concat_list(tag)),
         )
         return RawDomain(
             source="pixelrec",

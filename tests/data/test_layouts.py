@@ -164,7 +164,7 @@ def test_ninerec_names_what_is_missing_what_lies_there_and_where_it_is(tmp_path:
     with pytest.raises(UserError) as caught:
         read(NineRec(above), tmp_path / "s")
     assert str(caught.value) == (
-        f"no file *_behaviour.tsv or *_pair.csv: {above} holds: DY, KU; {root} has one: was --root {root} meant?; "
+        f"no file *_pair.csv or *_behaviour.tsv: {above} holds: DY, KU; {root} has one: was --root {root} meant?; "
         "name the file with --interactions"
     )
     (root / "DY_cover").rename(root / "pictures")

@@ -45,7 +45,7 @@ class MicroLens:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        wanted = (_PAIRS,) if matching(self.root, (_PAIRS,)) else (_SEQUENCES, _PAIRS)
+        wanted = (_PAIRS,) if matching(self.root, (_PAIRS,)) else (_PAIRS, _SEQUENCES)
         interactions = the_one(self.root, wanted, "--interactions", self.interactions)
         titles = read_titles(the_one(self.root, _TITLES, "--titles", self.titles), scratch)
         covers = the_one(self.root, (_COVERS,), "--images", self.images, folders=True) if with_images else self.root

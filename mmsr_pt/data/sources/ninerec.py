@@ -69,7 +69,7 @@ class NineRec:
 
     def _interactions_file(self) -> Path:
         if self.interactions is None and not matching(self.root, (_PAIRS,)):
-            return the_one(self.root, (_SEQUENCES, _PAIRS), "--interactions", None)
+            return the_one(self.root, (_PAIRS, _SEQUENCES), "--interactions")
         return the_one(self.root, (_PAIRS,), "--interactions", self.interactions)
 
     def _read_interactions(self, path: Path, items: pl.LazyFrame, scratch: Path) -> tuple[pl.LazyFrame, bool]:

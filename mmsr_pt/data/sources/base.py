@@ -10,6 +10,8 @@ from typing import Protocol
 
 import polars as pl
 
+from mmsr_pt.data.sources.encoding import as_utf8
+from mmsr_pt.data.sources.files import holdings, look_below
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.registry import Registry
 
@@ -54,16 +56,27 @@ class Source(Protocol):
 SOURCES: Registry[type[Source]] = Registry("source")
 
 
-def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
-    """A CSV (every column as text) or Parquet file, lazily; UserError when it or a column is missing."""
+def scan_table(path: Path, required: Sequence[str], scratch: Path, optional: Sequence[str] = ()) -> pl.LazyFrame:
+    """A CSV (every column as text) or Parquet file, lazily.
+
+    Args:
+        path: the file; a CSV in another encoding than UTF-8 is copied to `scratch` in UTF-8.
+        required: columns that it must have, whatever the case of their names; they come out named as here.
+        scratch: see Source.
+        optional: columns that are renamed like the required ones if they are there.
+
+    Raises:
+        UserError: the file or a column is missing.
+    """
     if not path.is_file():
-        beside = ", ".join(sorted(p.name for p in path.parent.iterdir())[:10]) if path.parent.is_dir() else ""
-        raise UserError(
-            f"{path} is missing; {path.parent} " + (f"holds: {beside}" if beside else "is no directory with files")
-        )
+        raise UserError(f"{path} is missing; {holdings(path.parent)}{look_below(path.parent, [path.name])}")
     try:
-        # infer_schema=False: everything as text, or the leading zeros of ids would be gone
-        table = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
+        if path.suffix == ".parquet":
+            table = pl.scan_parquet(path)
+        else:
+            # infer_schema=False: everything as text, or the leading zeros of ids would be gone
+            table = pl.scan_csv(as_utf8(path, scratch), infer_schema=False)
+        table = _with_names(table, (*required, *optional))
         found = table.collect_schema().names()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path} cannot be read as a table: {reason(error)}") from error
@@ -71,6 +84,13 @@ def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; its columns are: {', '.join(found)}")
     return table
+
+
+def _with_names(table: pl.LazyFrame, known: Sequence[str]) -> pl.LazyFrame:
+    """Columns that are one of `known` but for case and spaces around them are named as there."""
+    found = table.collect_schema().names()
+    alike = {name: [other for other in found if other.strip().lower() == name.lower()] for name in known}
+    return table.rename({same[0]: name for name, same in alike.items() if name not in found and len(same) == 1})
 
 
 def join_text(columns: Sequence[pl.Expr]) -> pl.Expr:

@@ -29,8 +29,9 @@ class HM:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        articles = scan_table(self.root / "articles.csv", ("article_id", *_TITLE_COLUMNS, "detail_desc"))
-        purchases = scan_table(self.root / "transactions_train.csv", ("t_dat", "customer_id", "article_id"))
+        required = ("article_id", *_TITLE_COLUMNS, "detail_desc")
+        articles = scan_table(self.root / "articles.csv", required, scratch, optional=_CATEGORY_COLUMNS)
+        purchases = scan_table(self.root / "transactions_train.csv", ("t_dat", "customer_id", "article_id"), scratch)
         description = pl.col("detail_desc").str.strip_chars()
         tags = join_text([pl.col(name) for name in _TITLE_COLUMNS])
         title = pl.concat_str([tags, pl.when(description != "").then(description)], separator=". ", ignore_nulls=True)

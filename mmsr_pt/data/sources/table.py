@@ -36,8 +36,9 @@ class Table:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"))
-        items = scan_table(_either(self.root, "items"), ("item_id", *(self.title_columns or ("title",))))
+        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"), scratch)
+        required = ("item_id", *(self.title_columns or ("title",)))
+        items = scan_table(_either(self.root, "items"), required, scratch, optional=("category",))
         found = items.collect_schema().names()
         columns = list(self.title_columns) or [name for name in ("title", "category") if name in found]
         first, *more = (pl.col(name).cast(pl.String) for name in columns)

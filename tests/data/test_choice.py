@@ -3,11 +3,12 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsr_pt.data.domain import Domain
@@ -78,8 +79,11 @@ def drawn(ids: list[str], count: int, seed: int) -> list[str]:
 ids = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=1, max_size=40, unique=True)
 
 
+@settings(deadline=None)
 @given(ids, st.integers(1, 45), st.integers(1, 45), st.integers(0, 5), st.randoms())
-def test_fewer_users_are_among_more_in_any_order(users: list[str], one: int, two: int, seed: int, chance) -> None:  # type: ignore[no-untyped-def]
+def test_fewer_users_are_among_more_in_any_order(
+    users: list[str], one: int, two: int, seed: int, chance: Random
+) -> None:
     few, many = sorted((one, two))
     smaller, larger = drawn(users, few, seed), drawn(users, many, seed)
     assert len(smaller) == min(few, len(users))
@@ -89,6 +93,7 @@ def test_fewer_users_are_among_more_in_any_order(users: list[str], one: int, two
     assert set(drawn(shuffled, few, seed)) == set(smaller)
 
 
+@settings(deadline=None)
 @given(ids, st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
 def test_who_leaves_when_data_grow_leaves_for_a_new_user(users: list[str], known: int, count: int, seed: int) -> None:
     before, after = drawn(users[:known], count, seed), drawn(users, count, seed)

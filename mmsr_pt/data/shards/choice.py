@@ -27,8 +27,7 @@ class Choice:
     """What is taken of a raw dataset; everything unless asked otherwise."""
 
     max_users: int = 0
-    """Of the users with enough interactions, so many drawn by lot; 0: all. With the same --seed and data the users of a
-    smaller number are among those of a larger one."""
+    """So many of the users with enough interactions, by lot; 0: all. With one --seed, fewer are among more."""
     categories: tuple[str, ...] = ()
     """Only items that have one of these categories, in capitals or not; none given: all items."""
     since: str | None = None

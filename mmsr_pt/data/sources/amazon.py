@@ -4,15 +4,15 @@
 2018  ROOT/Luxury_Beauty.json.gz   ROOT/meta_Luxury_Beauty.json.gz         (or Luxury_Beauty_5.json.gz)
 2023  ROOT/All_Beauty.jsonl.gz     ROOT/meta_All_Beauty.jsonl.gz
 
-Files may be unpacked and lie in subdirectories. Pictures: ROOT/images/<asin>.jpg, in any subdirectory.
-Every review is an interaction, whatever its rating.
+Files may be unpacked and lie in subdirectories. Pictures: ROOT/images/<asin>.jpg, in any subdirectory; --download
+fetches them. Every review is an interaction, whatever its rating.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import polars as pl
 from mmsr_pt.data.sources.amazon_files import IMAGES, CategoryFiles, find_files, recognise_version
 from mmsr_pt.data.sources.amazon_meta import Version, category_paths, distinct, picture_url, title_with_categories
 from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images
+from mmsr_pt.data.sources.download import DownloadOptions, download_pictures
 from mmsr_pt.data.sources.json_lines import as_text, place, read_columns, read_objects, warn_of_bad_lines
 from mmsr_pt.log import UserError
 
@@ -45,16 +46,25 @@ class Amazon:
     """Directory with the files of reviews and of metadata, and images/."""
     version: Literal["auto", "2014", "2018", "2023"] = "auto"
     """Year of the dataset; auto: by the fields of the first lines."""
+    fetch: DownloadOptions = field(default_factory=DownloadOptions)
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
         images = self.root / IMAGES
         files = find_files(self.root)
         version = recognise_version(files, self.version)
-        if with_images and not images.is_dir():
-            raise UserError(f"{images} is missing: put the pictures there, or build with --modalities text")
+        if with_images and not self.fetch.download and not images.is_dir():
+            raise UserError(
+                f"{images} is missing: fetch the pictures with --download, put them there, or build with "
+                "--modalities text"
+            )
         interactions = _write_reviews(files, version, scratch)
         items = _write_items(files, version, scratch)
+        if self.fetch.download and with_images:
+            images.mkdir(exist_ok=True)
+            download_pictures(_lacking(items, interactions, images), images, self.fetch)
+        elif self.fetch.download:
+            log.warning("--download is ignored: the items of this domain have no pictures")
         return RawDomain(
             source="amazon",
             root=self.root,
@@ -94,6 +104,14 @@ def _write_items(files: list[CategoryFiles], version: Version, scratch: Path) ->
             parts.append(scratch / f"items-{len(parts):05d}.parquet")
             pl.DataFrame(part, schema=_ITEM_COLUMNS, orient="row").write_parquet(parts[-1])
     return pl.scan_parquet(parts)
+
+
+def _lacking(items: pl.LazyFrame, interactions: pl.LazyFrame, images: Path) -> pl.DataFrame:
+    """item_id, url of the pictures to fetch: of items that somebody reviewed and that have none yet."""
+    without = add_images(items.drop_nulls(["item_id", "url"]), images, True).filter(pl.col("image").is_null())
+    reviewed = interactions.select("item_id").unique()
+    first = without.unique("item_id", keep="first", maintain_order=True)
+    return first.join(reviewed, on="item_id", how="semi").select("item_id", "url").collect(engine="streaming")
 
 
 _Item = tuple[str | None, str | None, list[str], str | None]

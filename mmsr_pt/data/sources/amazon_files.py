@@ -102,7 +102,8 @@ def _check_fields(path: Path, there: list[str], wanted: tuple[str, ...], version
 
 def _fields(path: Path) -> list[str]:
     """All fields of the first lines."""
-    return distinct(str(name) for _, line in islice(read_objects(path), _LINES_LOOKED_AT) for name in line or ())
+    lines = islice(read_objects(path, quiet=True), _LINES_LOOKED_AT)
+    return distinct(str(name) for _, line in lines for name in line or ())
 
 
 def _recognise(files: CategoryFiles, of_reviews: list[str], of_meta: list[str]) -> str:

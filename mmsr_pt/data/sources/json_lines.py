@@ -15,11 +15,14 @@ import logging
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars as pl
+from tqdm import tqdm
 
+from mmsr_pt.data.shards.workers import progress
 from mmsr_pt.log import UserError
 
 log = logging.getLogger(__name__)
@@ -28,16 +31,18 @@ _PIECE_BYTES = 32 * 2**20
 _LONGEST_LINE = 64 * 2**20
 
 
-def read_pieces(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Pieces of whole lines, each with the number of its first line, from 1.
+def read_pieces(path: Path, quiet: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Pieces of whole lines, each with the number of its first line, from 1; with a progress bar unless `quiet`.
 
     Raises:
         UserError: the file is cut off, damaged, or no gzip file in spite of its name.
     """
     first, rest = 1, b""
-    with path.open("rb") as file:
+    with path.open("rb") as file, nullcontext() if quiet else _bytes_bar(path) as bar:
         stream: BinaryIO = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[assignment]
         while block := _read(stream, path):
+            if bar is not None:
+                bar.update(file.tell() - bar.n)
             end = block.rfind(b"\n") + 1
             if end:
                 piece = rest + block[:end]
@@ -50,6 +55,10 @@ def read_pieces(path: Path) -> Iterator[tuple[int, bytes]]:
                 rest += block
     if rest.strip():
         yield first, rest
+
+
+def _bytes_bar(path: Path) -> tqdm:
+    return progress(f"{path.name}, bytes", path.stat().st_size)
 
 
 def _read(stream: BinaryIO, path: Path) -> bytes:
@@ -82,9 +91,9 @@ def _literal(line: bytes) -> Any:
             return None
 
 
-def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def read_objects(path: Path, quiet: bool = False) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Every line that is not blank, as its number and the object it holds, None where it holds none."""
-    for first, piece in read_pieces(path):
+    for first, piece in read_pieces(path, quiet):
         yield from _objects(first, piece)
 
 

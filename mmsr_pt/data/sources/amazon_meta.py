@@ -78,7 +78,7 @@ _TAG = re.compile(
 _NO_PICTURE = re.compile(r"/no-(?:img|image)-")
 """Of the address of a picture that says that there is none."""
 _SIZES = ("large", "hi_res", "thumb")
-"""Of 2023's pictures: `large`, about 500 pixels, is what a domain needs; `hi_res` has nine times its bytes."""
+"""Of 2023's pictures: `large` has about 500 pixels a side, which is enough for a domain; `hi_res` up to 1,500."""
 
 
 def title_with_categories(title: object, paths: Sequence[Sequence[str]]) -> str | None:

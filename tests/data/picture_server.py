@@ -128,7 +128,7 @@ _ANSWERS: dict[str, Callable[[_Handler, int], None]] = {
     "missing": lambda handler, turn: handler.answer(404, b"no", "text/plain"),
     "gone": lambda handler, turn: handler.answer(410),
     "forbidden": lambda handler, turn: handler.answer(403),
-    "busy": _first(lambda handler: handler.answer(429, Retry_After="1")),
+    "busy": _first(lambda handler: handler.answer(429, Retry_After="2")),
     "busy_until": _first(lambda handler: handler.answer(503, Retry_After="Thu, 01 Jan 1970 00:00:00 GMT")),
     "busy_for_a_day": _first(lambda handler: handler.answer(429, Retry_After="86400")),
     "failing_twice": _first(lambda handler: handler.answer(500), 2),

@@ -180,12 +180,14 @@ def test_a_host_is_asked_at_the_rate_allowed(tmp_path: Path, server: PictureServ
     assert times[-1] - times[0] > 11.5 / 20  # 12 intervals, less what the first request was late
 
 
-def test_a_host_that_is_busy_is_left_alone_for_as_long_as_it_asks(tmp_path: Path, server: PictureServer) -> None:
-    urls = {"busy": server.url("busy"), **{f"B{i}": server.url(f"plain/{i}") for i in range(5)}}
-    assert download(urls, tmp_path, connections=1) == Downloaded(6, 0, 0)
-    first, second = server.asked[:2]
-    assert first[0] == "busy"
-    assert second[1] - first[1] > 0.95
+def test_a_busy_host_is_left_alone_by_all_for_as_long_as_it_asks(tmp_path: Path, server: PictureServer) -> None:
+    urls = {"busy": server.url("busy"), **{f"B{i}": server.url(f"plain/{i}") for i in range(250)}}
+    assert download(urls, tmp_path, connections=2, rate=100) == Downloaded(251, 0, 0)
+    times = sorted(at for _, at in server.asked)
+    # 2 seconds are asked for; if one thread alone waited, the other would go on a hundred times a second
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) > 1.5
+    asked_again = [at for path, at in server.asked if path == "busy"]
+    assert asked_again[1] - asked_again[0] > 1.95
 
 
 def test_a_wait_is_bounded_whatever_the_host_asks(tmp_path: Path, server: PictureServer) -> None:

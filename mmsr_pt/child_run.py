@@ -30,6 +30,12 @@ def find_script() -> Path:
     return _SCRIPT
 
 
+def run_command(run_dir: Path, flags: Sequence[str], num_gpus: int = 0) -> list[str]:
+    """What starts a run, or takes it up where it has a checkpoint; arguments as of `finish_run`."""
+    words = [*_launcher(num_gpus), str(find_script()), *flags, "--run_dir", str(run_dir)]
+    return [*words, "--resume"] if (run_dir / "checkpoints" / "latest").exists() else words
+
+
 def finish_run(
     run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0
 ) -> None:
@@ -45,10 +51,8 @@ def finish_run(
     Raises:
         UserError: it did not end well; names what it said last, and the log.
     """
-    words = [*_launcher(num_gpus), str(find_script()), *flags, "--run_dir", str(run_dir)]
-    if (run_dir / "checkpoints" / "latest").exists():
-        words.append("--resume")
-    elif run_dir.exists():
+    words = run_command(run_dir, flags, num_gpus)
+    if "--resume" not in words and run_dir.exists():
         shutil.rmtree(run_dir)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("a", encoding="utf-8") as printed:

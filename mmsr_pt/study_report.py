@@ -35,6 +35,12 @@ def run_directory(out: Path, domain: str, row: str, seed: int) -> Path:
     return out / domain / row / f"seed-{seed}"
 
 
+def kept_seeds(out: Path, domain: str, row: str) -> list[int]:
+    """The seeds of which a study in `out` keeps a run of a row, finished or not, in order."""
+    kept = run_directory(out, domain, row, 0).parent
+    return sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
+
+
 def row_flags(setting: Setting, further: Sequence[str] = ()) -> list[str]:
     """The flags of a run: those that all share, then a row's own, which win.
 
@@ -138,8 +144,7 @@ class StudyReport:
             fresh.replace(self._out / name)
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
-        kept = run_directory(self._out, domain, row, 0).parent
-        seeds = sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
+        seeds = kept_seeds(self._out, domain, row)
         lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed)) for seed in seeds}
         return {
             str(seed): {name: line[name] for name in self._metrics} for seed, line in lines.items() if line is not None

@@ -263,7 +263,12 @@ def test_mistakes_are_one_sentence_before_anything_is_run(
 def test_mistakes_in_names_and_places(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, small_domain: Domain, ran: list[Path]
 ) -> None:
-    assert "unknown table 'table33'" in refused(capsys, "table33", "--data", small_domain.path)
+    unknown = refused(capsys, "table33", "--data", small_domain.path)
+    assert "unknown table or figure 'table33'" in unknown
+    assert "Did you mean 'table3'?" in unknown
+    assert "Did you mean 'figure4'?" in refused(capsys, "figure44", "--data", small_domain.path)
+    unknown = refused(capsys, "figure4", "--data", small_domain.path, "--rows", "grurec")
+    assert "unknown row of figure4 'grurec'; known: sasrec, sasrec-id, sasrec-text, sasrec-vision" in unknown
     assert "no --data given" in refused(capsys, "table3")
     assert "/no/where" in refused(capsys, "table3", "--data", "/no/where")
     twice = [small_domain.path, small_domain.path]

@@ -167,17 +167,18 @@ def study_command(
     dry_run: bool = False,
     flags: str = "",
 ) -> None:
-    """Train every row of one of the paper's tables on every domain, and print the table.
+    """Train every row of one of the paper's tables on every domain, and print it beside the paper's; or draw a figure.
 
     Runs are processes of pretrain/run.py, one after the other. The same command goes on where it was broken off and
     skips what is finished; further rows, domains and seeds join the same --out.
 
     Args:
-        table: table2, table3, table4, table6, table7 or table11 to table14 (mmsr_pt/presets.py has the rows).
+        table: table2, table3, table4, table6, table7 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
+            figure8 or figure9, from runs of table4, or figure6, from those of table6, which are not trained twice.
         data: Domain directories; each row runs on each by itself.
         rows: Some rows; none given: all.
         seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.
-        out: Directory of the study; none given: runs/study-TABLE-HASH, another one for other flags.
+        out: Directory of the study, a figure's too; none given: runs/study-TABLE-HASH, another one for other flags.
         ds_config: The DeepSpeed configuration of every run.
         num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
         dry_run: Only list the runs with their commands, and how long they would take by what is finished.

@@ -67,7 +67,7 @@ def validation_curve(label: str, run_dirs: Sequence[Path], metric: str, domain: 
 def _figures(run_dir: Path, metric: str, domain: str | None) -> dict[float, float]:
     lines = metric_lines(run_dir)
     trained = [line for line in lines if line["event"] == "train"]
-    if not trained:
+    if not trained or not trained[-1]["epoch"]:
         return {}
     steps_per_epoch = round(trained[-1]["step"] / trained[-1]["epoch"])
     wanted = {"event": "eval", "model": "mmsr", "split": "valid", "slice": "all"}

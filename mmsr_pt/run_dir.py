@@ -169,7 +169,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str]:
     """The lines of a metrics.jsonl that stand at `step` or before."""
     for entry in _entries(path):
-        is_made_anew = entry["event"] == "eval" and (entry["split"] == "test" or entry["step"] == without_figures_of)
+        is_under_evaluation = 0 < entry["step"] == without_figures_of
+        is_made_anew = entry["event"] == "eval" and (entry["split"] == "test" or is_under_evaluation)
         if entry["step"] <= step and not is_made_anew:
             yield json.dumps(entry)
 

@@ -185,16 +185,25 @@ class Validation:
             self._write_model(directory, state)
 
     def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+        trained_on = [*self._trained_before(), *self._own_domains()]
         self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
         self._preprocessor.save(directory)
+
+    def _own_domains(self) -> list[dict[str, str]]:
+        return [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+
+    def _trained_before(self) -> list[dict[str, str]]:
+        """The domains that the model had been trained on when this run began, without the run's own."""
+        own = self._own_domains()
+        return [domain for domain in self._engine.model.trained_on if domain not in own]
 
     def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
         def write(directory: Path) -> None:
             write_model(directory)
             best = self.standing
             joins_itself = self._engine.model.item_encoder.joins_itself
-            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself)
+            before = [domain["name"] for domain in self._trained_before()]
+            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself, before)
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
         with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):

@@ -52,6 +52,22 @@ def test_a_test_case_reads_and_masks_the_valid_item_too():
     assert test.seen.tolist() == [[0, 1, 2, 3], [5, 5, 6, -1]]
 
 
+def test_where_some_users_train_they_are_asked_in_validation_and_all_in_the_test():
+    domain = domain_of([[0, 1, 2, 3, 4], [5, 5, 6, 7], [1, 2, 3, 4]], num_items=8)
+    domain.training_users = domain.eval[[0, 2]]
+    assert leave_one_out(domain, "valid", 2).targets.tolist() == [3, 3]
+    assert leave_one_out(domain, "test", 2).targets.tolist() == [4, 7, 4]
+
+
+def test_transitions_are_learnt_from_those_who_train():
+    domain = domain_of([[0, 1, 5, 2, 3], [2, 3, 6, 7, 8]], num_items=9)
+    everyone = {line.model: line.metrics["MRR"] for line in evaluate_baselines(domain, ["test"])}
+    domain.training_users = domain.eval[:1]
+    some = {line.model: line.metrics["MRR"] for line in evaluate_baselines(domain, ["test"])}
+    # that 3 follows 2 is known from the second user: without, 6 is as popular as 3, and first becomes second place
+    assert everyone["transitions"] - some["transitions"] == pytest.approx((1 - 1 / 2) / 2)
+
+
 def test_short_histories_stand_left_and_are_masked_right():
     cases = leave_one_out(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20).of(range(2))
     assert cases.history.tolist() == [[0, 1, 2], [5, 0, 0]]

@@ -7,6 +7,7 @@ The runs are those of the same table's study, in the same directory: neither tra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,19 @@ def _clouds(
     for domain in domains:
         panels.append([])
         for row in rows:
-            bundle = find_bundle(str(run_directory(out, domain.name, row, 0)))
-            model, preprocessor = load_model(bundle, domain)
+            run_dir = run_directory(out, domain.name, row, 0)
+            seen = _as_trained_on(run_dir, domain)
+            model, preprocessor = load_model(find_bundle(str(run_dir)), seen)
             title = f"{domain.name}: {figure.rows[row]}"
-            panels[-1].append(make(title, model.to(processes().device), preprocessor, domain))
+            panels[-1].append(make(title, model.to(processes().device), preprocessor, seen))
     return panels
+
+
+def _as_trained_on(run_dir: Path, domain: Domain) -> Domain:
+    """The domain with the users of a run, from whom the occurrences of its items follow."""
+    data = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["data"]
+    # drawn by the seed of the run, which is 0
+    return Domain.load(domain.path, data.get("max_users", 0))
 
 
 _FOUR = {"sasrec-id": "IDSR", "sasrec-text": "MMSR-T", "sasrec-vision": "MMSR-V", "sasrec": "MMSR"}

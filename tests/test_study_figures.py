@@ -10,7 +10,7 @@ import pytest
 from mmsr_pt import study as study_module
 from mmsr_pt import study_figures
 from mmsr_pt.assembly import build_model
-from mmsr_pt.config import parse_flags
+from mmsr_pt.config import parse_flags, to_json
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.figures.vectors import Cloud
 from mmsr_pt.log import UserError
@@ -37,6 +37,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             lines += [{"event": "train", "step": 3 * epoch, "epoch": epoch}, {**found, "step": 3 * epoch}]
         lines.append({**lines[-1], "split": "test"})
         run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(to_json(config))
         (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         if config.model.vlp == "none":
             domain = Domain.load(config.data.data[0])
@@ -137,6 +138,17 @@ def test_the_vectors_are_those_of_the_bundles(
     assert [cloud.title.partition(": ")[2] for cloud in kept] == ["IDSR", "MMSR"]
     assert (kept[0].marks == kept[1].marks).all()
     assert len(drawn) == 1
+
+
+def test_occurrences_are_those_among_the_users_who_trained(
+    asked: dict[str, Any], ran: list[Path], drawn: list[Any], small_domain: Domain
+) -> None:
+    study("figure8", **{**asked, "further": [*SMALL, "--max_users", "40"]})
+    counts = Domain.load(small_domain.path, 40).train_count()
+    assert counts.sum() < small_domain.train_count().sum()
+    cold, warm = drawn[0].axes[0].collections
+    shown = [*cold.get_array(), *warm.get_array()]
+    assert sorted(shown) == sorted(counts.clip(1).tolist())
 
 
 def test_what_draws_is_asked_for_before_anything_is_run(

@@ -93,8 +93,8 @@ _TWO = {"sasrec-id": "IDSR", "sasrec": "MMSR"}
 _VLPS = {"clip": "CLIP", "groupvit": "GroupViT", "vilt": "ViLT", "visualbert": "VisualBERT", "flava": "FLAVA"}
 
 FIGURES: dict[str, StudyFigure] = {
-    "figure4": StudyFigure("table4", _FOUR, _convergence, "Convergence of IDSR, MMSR-T, MMSR-V and MMSR"),
-    "figure6": StudyFigure("table6", _VLPS, _convergence, "Convergence of MMSR with models of pictures and texts"),
+    "figure4": StudyFigure("table4", _FOUR, _convergence, "Convergence in validation"),
+    "figure6": StudyFigure("table6", _VLPS, _convergence, "Convergence of models of pictures and texts"),
     "figure8": StudyFigure("table4", _TWO, _items, "Items by popularity"),
     "figure9": StudyFigure("table4", _TWO, _users, f"{NUM_USERS} users, each with a mark of its own"),
 }

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import polars as pl
 import torch
 import tyro
 from rich import box
@@ -47,6 +48,7 @@ from mmsr_pt.hub import find_bundle, load_model
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
+from mmsr_pt.run_dir import write_ranks
 from mmsr_pt.study import study
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.launch import init_distributed
@@ -66,6 +68,7 @@ def evaluate_command(
     eval_users: int = 0,
     seed: int = 0,
     baselines: bool = True,
+    ranks: Path | None = None,
 ) -> None:
     """Rank the whole catalogue for every user's held-out item, beside popularity and last-item transitions.
 
@@ -78,24 +81,29 @@ def evaluate_command(
         eval_users: How many users are asked; 0: all.
         seed: Draws these users; the same seed draws the same ones.
         baselines: Popularity and transitions too.
+        ranks: Parquet file for the model's rank of every asked user's held-out item: domain, split, user, target, rank.
     """
     _require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
     _require(eval_users >= 0, f"--eval_users {eval_users} must not be negative")
-    if out is not None:
-        _require(not out.is_dir(), f"--out {out} is a directory: name a file")
-        _require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}; make it first")
+    for flag, file in (("--out", out), ("--ranks", ranks)):
+        if file is not None:
+            _require(not file.is_dir(), f"{flag} {file} is a directory: name a file")
+            _require(file.parent.is_dir(), f"{flag} {file}: there is no directory {file.parent}; make it first")
     state = processes()
     domain = Domain.load(data)
     recommender, source = _open(model, domain)
     splits: list[Split] = ["valid", "test"] if split == "both" else [split]
     users = UserSample(eval_users, seed)
     lines = evaluate_baselines(domain, splits, users=users) if baselines else []
-    lines += evaluate(recommender, domain, source, splits, batch_size, users=users)
+    kept: list[pl.DataFrame] = []
+    lines += evaluate(recommender, domain, source, splits, batch_size, users=users, keep_ranks=kept.append)
     if state.is_main_process:
         for name in splits:
             wide_console().print(
                 results_table([line for line in lines if line.split == name], f"{domain.name}, {name}")
             )
+        if ranks is not None:
+            write_ranks(ranks, kept)
         if out is not None:
             _write_lines(out, model, domain, lines)
 

@@ -16,10 +16,10 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mmsr_pt.assembly import open_domains
 from mmsr_pt.child_run import find_script, finish_run
@@ -35,7 +35,7 @@ from mmsr_pt.training.ds_config import read_ds_config
 
 log = logging.getLogger(__name__)
 
-_OWN = {
+OWN_FLAGS = {
     "data": "--data before the --",
     "ds_config": "--ds_config before the --",
     "run_dir": "--out before the --, under which each run has its place",
@@ -43,6 +43,26 @@ _OWN = {
     "resume": "nothing: the same command goes on by itself",
 }
 """Flags of a run that a study gives, and what to type for them."""
+
+
+class Job(Protocol):
+    """One of the things that a study runs; its string says which."""
+
+    def directory(self, out: Path) -> Path:
+        """Where a study in `out` keeps it; its neighbours differ from it in the seed."""
+
+    def figures(self, out: Path) -> Mapping[str, Any] | None:
+        """On the test users, as in metrics.jsonl; None: it is not finished."""
+
+    def finish(self, out: Path, log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
+        """Waits for it; see `finish_run`."""
+
+
+class Report(Protocol):
+    """What a study has found so far."""
+
+    def write(self) -> None:
+        """Writes it into the study's directory."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,14 @@ class Run:
     def directory(self, out: Path) -> Path:
         """Where it is kept."""
         return run_directory(out, self.domain, self.row, self.seed)
+
+    def figures(self, out: Path) -> Mapping[str, Any] | None:
+        """See Job."""
+        return figures_on_test(self.directory(out))
+
+    def finish(self, out: Path, log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
+        """See Job."""
+        finish_run(self.directory(out), self.flags, log_file, inherited, num_gpus)
 
     def __str__(self) -> str:
         return f"{self.row} on {self.domain}, seed {self.seed}"
@@ -100,7 +128,7 @@ def study(
         raise UserError(f"--num_gpus {num_gpus} must not be negative")
     find_script()
     _check_further(name, table, further)
-    domains = _open(data)
+    domains = open_distinct(data, "--data")
     asked = [row for row in table.all_rows if not rows or row in rows]
     shared = {"table": name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
     runs = []
@@ -115,7 +143,7 @@ def study(
     if out is None:
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
         out = Path("runs") / f"study-{name}-{digest}"
-    with _alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
+    with alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
         report = StudyReport(out, table, shared, domains)
         carry_out(runs, out, report, lock, num_gpus)
         wide_console().print(report.markdown(), markup=False, highlight=False, soft_wrap=True)
@@ -129,7 +157,7 @@ def varied_fields(table: Table) -> set[str]:
     return {field for row in settings for field, value in row.items() if value is not False and value != "none"}
 
 
-def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, num_gpus: int = 0) -> None:
+def carry_out(runs: Sequence[Job], out: Path, report: Report, lock: int, num_gpus: int = 0) -> None:
     """Runs what is not finished, in order; the report is written anew behind each.
 
     Args:
@@ -142,7 +170,7 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
     Raises:
         UserError: a run failed.
     """
-    missing = [run for run in runs if figures_on_test(run.directory(out)) is None]
+    missing = [run for run in runs if run.figures(out) is None]
     if len(missing) < len(runs):
         log.info("%d of %d runs are finished", len(runs) - len(missing), len(runs))
     report.write()
@@ -151,10 +179,10 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
         run_dir, log_file = run.directory(out), run.directory(out).with_suffix(".log")
         log.info("run %d of %d: %s; it logs to %s", number + 1, len(missing), run, log_file)
         try:
-            finish_run(run_dir, run.flags, log_file, [lock], num_gpus)
+            run.finish(out, log_file, [lock], num_gpus)
         except UserError as error:
             raise UserError(f"{run}: {error}; finished rows stay, and the same command goes on") from error
-        found = figures_on_test(run_dir)
+        found = run.figures(out)
         assert found is not None, f"{run_dir} ended well without figures"
         # its bundle is all that is ever read again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -167,25 +195,26 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
 
 def _check_further(name: str, table: Table, further: Sequence[str]) -> None:
     for field in fields_given(further):
-        if field in _OWN:
-            raise UserError(f"--{field} behind the --: a study gives it to each run, type {_OWN[field]}")
+        if field in OWN_FLAGS:
+            raise UserError(f"--{field} behind the --: a study gives it to each run, type {OWN_FLAGS[field]}")
         if field in varied_fields(table):
             raise UserError(f"--{field} behind the --: it is what the rows of {name} differ in, leave it out")
 
 
-def _open(data: Sequence[Path]) -> list[Domain]:
+def open_distinct(data: Sequence[Path], flag: str) -> list[Domain]:
+    """The domains of a flag; raises UserError where there is none, or two have one name."""
     if not data:
-        raise UserError("no --data given: name one or several domain directories made by shards/build.py")
+        raise UserError(f"no {flag} given: name one or several domain directories made by shards/build.py")
     domains = [Domain.load(path) for path in data]
     names = [domain.name for domain in domains]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise UserError(f"--data names two domains called {name}: study them in two directories (--out)")
+            raise UserError(f"{flag} names two domains called {name}: study them in two directories (--out)")
     return domains
 
 
 @contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[int]:
+def alone_in(out: Path) -> Iterator[int]:
     """Makes the directory and holds its lock, whose file descriptor is given; runs that inherit it hold it, too.
 
     Raises:

@@ -34,6 +34,12 @@ def find_script(name: str = PRETRAIN) -> Path:
     return script
 
 
+def run_command(run_dir: Path, flags: Sequence[str], num_gpus: int = 0, script: str = PRETRAIN) -> list[str]:
+    """What starts a run, or takes it up where it has a checkpoint; arguments as of `finish_run`."""
+    words = [*_launcher(num_gpus), str(find_script(script)), *flags, "--run_dir", str(run_dir)]
+    return [*words, "--resume"] if (run_dir / "checkpoints" / "latest").exists() else words
+
+
 def finish_run(
     run_dir: Path,
     flags: Sequence[str],
@@ -55,18 +61,21 @@ def finish_run(
     Raises:
         UserError: it did not end well; names what it said last, and the log.
     """
-    words = [*_launcher(num_gpus), str(find_script(script)), *flags, "--run_dir", str(run_dir)]
-    if (run_dir / "checkpoints" / "latest").exists():
-        words.append("--resume")
-    elif run_dir.exists():
+    words = run_command(run_dir, flags, num_gpus, script)
+    if "--resume" not in words and run_dir.exists():
         shutil.rmtree(run_dir)
     _wait_for(words, log_file, inherited)
 
 
-def finish_evaluation(flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0) -> None:
-    """Waits for one `mmsr-pt evaluate`; arguments and errors are those of `finish_run`."""
+def evaluation_command(flags: Sequence[str], num_gpus: int = 0) -> list[str]:
+    """What starts `mmsr-pt evaluate`; arguments as of `finish_run`."""
     launcher = [*_launcher(num_gpus), "--no_local_rank", "--module"] if num_gpus else [sys.executable, "-m"]
-    _wait_for([*launcher, "mmsr_pt.cli", "evaluate", *flags], log_file, inherited)
+    return [*launcher, "mmsr_pt.cli", "evaluate", *flags]
+
+
+def finish_evaluation(flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0) -> None:
+    """Waits for one `mmsr-pt evaluate`; arguments and errors as of `finish_run`."""
+    _wait_for(evaluation_command(flags, num_gpus), log_file, inherited)
 
 
 def _wait_for(words: Sequence[str], log_file: Path, inherited: Sequence[int]) -> None:

@@ -172,6 +172,7 @@ def study_command(
     out: Path | None = None,
     ds_config: Path = Path("ds_configs/zero2.json"),
     num_gpus: int = 0,
+    dry_run: bool = False,
     flags: str = "",
 ) -> None:
     """Train every row of one of the paper's tables on every domain, and print the table.
@@ -187,9 +188,10 @@ def study_command(
         out: Directory of the study; none given: runs/study-TABLE-HASH, another one for other flags.
         ds_config: The DeepSpeed configuration of every run.
         num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
+        dry_run: Only list the runs with their commands, and how long they would take by what is finished.
         flags: Flags of pretrain/run.py for every run, such as its towers; written without this name behind a lone --.
     """
-    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus)
+    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus, dry_run)
 
 
 def _require(condition: bool, sentence: str) -> None:

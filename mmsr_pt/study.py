@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmsr_pt.assembly import open_domains
-from mmsr_pt.child_run import find_script, finish_run
+from mmsr_pt.child_run import find_script, finish_run, run_command
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.dry_run import describe
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.presets import Table, find_table
@@ -48,8 +49,23 @@ OWN_FLAGS = {
 class Job(Protocol):
     """One of the things that a study runs; its string says which."""
 
+    @property
+    def row(self) -> str:
+        """What is run."""
+
+    @property
+    def domain(self) -> str:
+        """On what."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All but the places in the study's directory."""
+
     def directory(self, out: Path) -> Path:
-        """Where a study in `out` keeps it; its neighbours differ from it in the seed."""
+        """Where a study in `out` keeps it."""
+
+    def command(self, out: Path, num_gpus: int) -> list[str]:
+        """What starts it, or takes it up."""
 
     def figures(self, out: Path) -> Mapping[str, Any] | None:
         """On the test users, as in metrics.jsonl; None: it is not finished."""
@@ -83,6 +99,10 @@ class Run:
         """See Job."""
         return figures_on_test(self.directory(out))
 
+    def command(self, out: Path, num_gpus: int) -> list[str]:
+        """See Job."""
+        return run_command(self.directory(out), self.flags, num_gpus)
+
     def finish(self, out: Path, log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
         """See Job."""
         finish_run(self.directory(out), self.flags, log_file, inherited, num_gpus)
@@ -100,6 +120,7 @@ def study(
     ds_config: Path = Path("ds_configs/zero2.json"),
     further: Sequence[str] = (),
     num_gpus: int = 0,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Runs what is not finished yet, one after the other, and prints the table.
 
@@ -112,6 +133,7 @@ def study(
         ds_config: of every run.
         further: flags of every run.
         num_gpus: of the deepspeed launcher, for each run; 0: runs are one plain process.
+        dry_run: only print what would be run, and how long that would take.
 
     Returns: what stands in results.json.
 
@@ -143,10 +165,15 @@ def study(
     if out is None:
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
         out = Path("runs") / f"study-{name}-{digest}"
+    if dry_run:
+        check_place(out)
+        found = StudyReport(out, table, shared, domains).as_dict()
+        print_plainly(describe(runs, out, num_gpus))
+        return found
     with alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
         report = StudyReport(out, table, shared, domains)
         carry_out(runs, out, report, lock, num_gpus)
-        wide_console().print(report.markdown(), markup=False, highlight=False, soft_wrap=True)
+        print_plainly(report.markdown())
     log.info("the study is in %s: table.md, %s and the runs", out, RESULTS)
     return report.as_dict()
 
@@ -213,6 +240,19 @@ def open_distinct(data: Sequence[Path], flag: str) -> list[Domain]:
     return domains
 
 
+def print_plainly(text: str) -> None:
+    """To stdout, without wrapping it or reading anything into it."""
+    wide_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_place(out: Path) -> None:
+    """Raises UserError where a study cannot have its place."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a directory")
+    if out.is_dir() and not (out / RESULTS).is_file() and any(p.name[0] != "." for p in out.iterdir()):
+        raise UserError(f"--out {out} holds something else: name an empty or new directory")
+
+
 @contextlib.contextmanager
 def alone_in(out: Path) -> Iterator[int]:
     """Makes the directory and holds its lock, whose file descriptor is given; runs that inherit it hold it, too.
@@ -220,10 +260,7 @@ def alone_in(out: Path) -> Iterator[int]:
     Raises:
         UserError: another study, or the run that a killed one left behind, is at work there.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a directory")
-    if out.is_dir() and not (out / RESULTS).is_file() and any(p.name[0] != "." for p in out.iterdir()):
-        raise UserError(f"--out {out} holds something else: name an empty or new directory")
+    check_place(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:

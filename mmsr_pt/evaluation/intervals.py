@@ -9,8 +9,8 @@ want to know is the mean over all such users and seeds.
   seeds. A bootstrap that draws users anew within each seed takes it for noise that does, and is too sure.
 - Seeds are few: resampled as well, three of them give an interval that holds the truth at most 75 times in 100 where
   seeds decide (it cannot reach beyond the lowest and the highest). In place of that each resample is moved by a draw of
-  Student's t with S - 1 degrees of freedom, times the deviation of the seeds' means over sqrt(S), which is what the mean
-  of S normal values is off by. Two seeds hardly say how much seeds vary, and intervals are as wide as that.
+  Student's t with S - 1 degrees of freedom, times the deviation of the seeds' means over sqrt(S): by that much the mean
+  of S normal values is off. Two seeds hardly say how much seeds vary, and intervals are as wide as that.
 - Chance of single pairs (s, u) is in what seeds' means vary by, and again in what users' means vary by. It is taken out
   of the latter, by the mean square that is left when both means are taken away (two-way analysis of variance).
 - With one seed the interval is over users only: how another seed would have done is not in it.

@@ -66,6 +66,7 @@ def evaluate_command(
     out: Path | None = None,
     batch_size: int = 256,
     eval_users: int = 0,
+    max_users: int = 0,
     seed: int = 0,
     baselines: bool = True,
     ranks: Path | None = None,
@@ -79,18 +80,21 @@ def evaluate_command(
         out: JSON file for the figures, as fractions; none given: they are only printed, in percent.
         batch_size: Items encoded at once.
         eval_users: How many users are asked; 0: all.
+        max_users: As in the run that trained the model: how many users trained and validate, from whom popularity and
+            what is cold follow; 0: all.
         seed: Draws these users; the same seed draws the same ones.
         baselines: Popularity and transitions too.
         ranks: Parquet file for the model's rank of every asked user's held-out item: domain, split, user, target, rank.
     """
     _require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
     _require(eval_users >= 0, f"--eval_users {eval_users} must not be negative")
+    _require(max_users >= 0, f"--max_users {max_users} must not be negative")
     for flag, file in (("--out", out), ("--ranks", ranks)):
         if file is not None:
             _require(not file.is_dir(), f"{flag} {file} is a directory: name a file")
             _require(file.parent.is_dir(), f"{flag} {file}: there is no directory {file.parent}; make it first")
     state = processes()
-    domain = Domain.load(data)
+    domain = Domain.load(data, max_users, seed)
     recommender, source = _open(model, domain)
     splits: list[Split] = ["valid", "test"] if split == "both" else [split]
     users = UserSample(eval_users, seed)

@@ -15,8 +15,8 @@ from mmsr_pt.run_dir import BUNDLE
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_bundle(reference: str) -> Path:
-    """The bundle that `--model` names: a run's `model/`, a bundle directory, or a download from the hub.
+def find_bundle(reference: str, flag: str = "--model") -> Path:
+    """The bundle that `flag` names: a run's `model/`, a bundle directory, or a download from the hub.
 
     Raises:
         UserError: there is none.
@@ -35,7 +35,7 @@ def find_bundle(reference: str) -> Path:
             f"{path} is neither a run directory (with {BUNDLE}/) nor a bundle (with {CONFIG_FILE} and {WEIGHTS_FILE})"
         )
     if path.exists():
-        raise UserError(f"--model {reference} is a file: give the run directory or the bundle directory it belongs to")
+        raise UserError(f"{flag} {reference} is a file: give the run directory or the bundle directory it belongs to")
     if not _HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
         raise UserError(f"there is no directory {reference}: give a run directory, a bundle or a hub id like user/name")
     return _download(reference)

@@ -181,7 +181,8 @@ class Validation:
             self._write_model(directory, state)
 
     def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+        own = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+        trained_on = [*(domain for domain in self._engine.model.trained_on if domain not in own), *own]
         self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
         self._preprocessor.save(directory)
 

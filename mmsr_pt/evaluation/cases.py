@@ -99,13 +99,17 @@ EVERYONE = UserSample()
 def leave_one_out(domain: Domain, split: Split, max_history: int, users: UserSample = EVERYONE) -> LeaveOneOut:
     """What comes next for these users: `test` also reads and masks the `valid` item that came before it.
 
+    Where only some users of the domain train, these are asked in `valid`, as no others would be there to ask; `test`
+    asks all, so that models of few and of many users are compared on the same questions.
+
     Args:
         domain: whose eval.parquet.
         split: which of the two held-out items.
         max_history: L, the newest items that the model reads.
         users: all of them, or a sample.
     """
-    return LeaveOneOut(users.of(domain.eval), split, max_history)
+    frame = domain.training_users if split == "valid" else domain.eval
+    return LeaveOneOut(users.of(frame), split, max_history)
 
 
 def training_parts(histories: pl.Series, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

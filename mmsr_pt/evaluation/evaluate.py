@@ -190,7 +190,7 @@ def evaluate_baselines(
     baselines: dict[str, Scorer] = {"popularity": Popularity(train_count)}
     asked = [leave_one_out(domain, split, 1, users).last_items() for split in splits]
     baselines["transitions"] = Transitions(
-        training_parts(domain.eval["history"], device), train_count, torch.cat(asked).to(device)
+        training_parts(domain.training_users["history"], device), train_count, torch.cat(asked).to(device)
     )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
     rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}

@@ -45,7 +45,7 @@ def batches(
     stream = UserStream(
         order=make_order(domains, world_size, workers),
         tables=[ItemTable.of(d, base, pool_size=16) for d, base in zip(domains, bases)],
-        tar_paths=[[str(t.path) for t in d.train_tars] for d in domains],
+        tars=[d.train_tars for d in domains],
         user_bases=user_bases[:-1],
         preprocessor=preprocessor,
         share=Share(rank, world_size, accumulation, replicate_pool=with_negatives),

@@ -105,7 +105,7 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
         train_paths, train = _write_train(tars, users, written, root / "train", workers)
         train_count = count_occurrences(users["history"], len(written.blocks.rows))
         catalogue = items_table(items, written, train_count, root)
-        held_out = users.drop("times").with_columns(cold_cases(users, train_count))
+        held_out = users.drop("times").with_columns(cold_cases(users, train_count), place=_places(tars))
         write_parquet(catalogue, root / ITEMS_FILE)
         write_parquet(held_out, root / EVAL_FILE)
         if TEXT in options.modalities:
@@ -126,6 +126,14 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
         }
         write_file(root / MANIFEST_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
     return Domain.load(out)
+
+
+def _places(tars: list[np.ndarray]) -> pl.Series:
+    """Returns: [U] u32, where each user stands once the train tars lie end to end."""
+    order = np.concatenate(tars)
+    places = np.empty(len(order), dtype=np.uint32)
+    places[order] = np.arange(len(order), dtype=np.uint32)
+    return pl.Series(places)
 
 
 def _write_train(
@@ -180,17 +188,17 @@ def _counts(
     }
 
 
-def ensure_drawn_domain(directory: Path = Path("data")) -> Path:
-    """The drawn source domain under `directory`, built there when it is not; safe to call from every rank at once."""
-    out = directory / "drawn_source"
+def ensure_drawn_domain(directory: Path = Path("data"), variant: Literal["source", "target"] = "source") -> Path:
+    """A drawn domain under `directory`, built there when it is not; safe to call from every rank at once."""
+    out = directory / f"drawn_{variant}"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".drawn_source.lock").open("w") as lock, tempfile.TemporaryDirectory() as scratch:
+    with (directory / f".{out.name}.lock").open("w") as lock, tempfile.TemporaryDirectory() as scratch:
         # the first rank draws while the others of this machine wait here
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
             log.info("no --data given: drawing the synthetic domain %s", out)
             # in this process: writer processes would import the calling script, and with it torch
             options = BuildOptions(num_workers=1)
-            build_domain(Synthetic().read(Path(scratch), with_images=True), out, options)
+            build_domain(Synthetic(variant).read(Path(scratch), with_images=True), out, options)
     Domain.load(out)
     return out

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsr_pt.config import parse_flags
+from mmsr_pt.config import FinetuneConfig, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import metric_lines
@@ -90,7 +90,9 @@ def _has_checkpoint(run_dir: Path) -> bool:
 def _users(flags: Sequence[str]) -> int | None:
     """Who train in an epoch of such a run."""
     try:
-        return sum(Domain.load(path).num_users for path in parse_flags(list(flags)).data.data)
+        data = parse_flags(list(flags), FinetuneConfig).data
+        numbers = [Domain.load(path).num_users for path in data.data]
+        return sum(min(number, data.max_users) if data.max_users else number for number in numbers)
     except UserError:  # a domain that an earlier run of the study is to make
         return None
 

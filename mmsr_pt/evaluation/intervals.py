@@ -79,4 +79,5 @@ def _share_of_users(values: np.ndarray) -> float:
     left = np.square(values, dtype=np.float64).sum() - num_users * np.square(seed_means).sum()
     left -= num_seeds * np.square(user_means).sum() - values.size * seed_means.mean() ** 2
     of_pairs = left / ((num_seeds - 1) * (num_users - 1))
-    return float(max(0.0, 1 - of_pairs / num_seeds / variance))
+    # rounding may take either beyond what it can be
+    return float(np.clip(1 - of_pairs / num_seeds / variance, 0, 1))

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsr_pt.child_run import run_command
 from mmsr_pt.config import FinetuneConfig, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
-from mmsr_pt.run_dir import figures_on_test, metric_lines
+from mmsr_pt.run_dir import metric_lines
 
 if TYPE_CHECKING:
-    from mmsr_pt.study import Run
+    from mmsr_pt.study import Job
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class _Known:
     """Seconds of these to come."""
 
 
-def describe(runs: Sequence[Run], out: Path, num_gpus: int = 0) -> str:
+def describe(runs: Sequence[Job], out: Path, num_gpus: int = 0) -> str:
     """Every run with its place, its command and its time, then what is left to do.
 
     Args:
@@ -59,15 +58,15 @@ def describe(runs: Sequence[Run], out: Path, num_gpus: int = 0) -> str:
         times.append(seconds)
         state = "begun     " if _has_checkpoint(run_dir) else "to do     "
         about = "time unknown" if seconds is None else f"about {_minutes(seconds)}, {basis}"
-        command = shlex.join(run_command(run_dir, run.flags, num_gpus))
+        command = shlex.join(run.command(out, num_gpus))
         lines.append(f"{state}{run} ({about})\n          {run_dir}\n          {command}")
     return "\n".join([*lines, "", _sum_up(len(runs) - len(times), times)])
 
 
-def _known(run: Run, out: Path) -> _Known:
+def _known(run: Job, out: Path) -> _Known:
     run_dir = run.directory(out)
     users = _users(run.flags)
-    is_finished = figures_on_test(run_dir) is not None
+    is_finished = run.figures(out) is not None
     lines = metric_lines(run_dir)
     trained = [line for line in lines if line["event"] == "train"]
     asked = [line for line in lines if line["event"] == "eval" and line["slice"] == "all"]

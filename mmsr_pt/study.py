@@ -17,13 +17,13 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mmsr_pt.assembly import open_domains
-from mmsr_pt.child_run import find_script, finish_run
+from mmsr_pt.child_run import find_script, finish_run, run_command
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.dry_run import describe
@@ -39,7 +39,7 @@ from mmsr_pt.training.ds_config import read_ds_config
 
 log = logging.getLogger(__name__)
 
-_OWN = {
+OWN_FLAGS = {
     "data": "--data before the --",
     "ds_config": "--ds_config before the --",
     "run_dir": "--out before the --, under which each run has its place",
@@ -47,6 +47,41 @@ _OWN = {
     "resume": "nothing: the same command goes on by itself",
 }
 """Flags of a run that a study gives, and what to type for them."""
+
+
+class Job(Protocol):
+    """One of the things that a study runs; its string says which."""
+
+    @property
+    def row(self) -> str:
+        """What is run."""
+
+    @property
+    def domain(self) -> str:
+        """On what."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All but the places in the study's directory."""
+
+    def directory(self, out: Path) -> Path:
+        """Where a study in `out` keeps it."""
+
+    def command(self, out: Path, num_gpus: int) -> list[str]:
+        """What starts it, or takes it up."""
+
+    def figures(self, out: Path) -> Mapping[str, Any] | None:
+        """On the test users, as in metrics.jsonl; None: it is not finished."""
+
+    def finish(self, out: Path, log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
+        """Waits for it; see `finish_run`."""
+
+
+class Report(Protocol):
+    """What a study has found so far."""
+
+    def write(self) -> None:
+        """Writes it into the study's directory."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +97,18 @@ class Run:
     def directory(self, out: Path) -> Path:
         """Where it is kept."""
         return run_directory(out, self.domain, self.row, self.seed)
+
+    def figures(self, out: Path) -> Mapping[str, Any] | None:
+        """See Job."""
+        return figures_on_test(self.directory(out))
+
+    def command(self, out: Path, num_gpus: int) -> list[str]:
+        """See Job."""
+        return run_command(self.directory(out), self.flags, num_gpus)
+
+    def finish(self, out: Path, log_file: Path, inherited: Sequence[int], num_gpus: int) -> None:
+        """See Job."""
+        finish_run(self.directory(out), self.flags, log_file, inherited, num_gpus)
 
     def __str__(self) -> str:
         return f"{self.row} on {self.domain}, seed {self.seed}"
@@ -110,7 +157,7 @@ def study(
         raise UserError(f"--num_gpus {num_gpus} must not be negative")
     find_script()
     _check_further(name, table, further)
-    domains = _open(data)
+    domains = open_distinct(data, "--data")
     asked = [row for row in known if not rows or row in rows]
     runs = _runs(table, asked, seeds, domains, ds_config, further)
     # that of the table, also where a figure is drawn from its runs
@@ -119,11 +166,11 @@ def study(
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
         out = Path("runs") / f"study-{table_name}-{digest}"
     if dry_run:
-        _check_place(out)
+        check_place(out)
         found = StudyReport(out, table, shared, domains).as_dict()
         print_plainly(describe(runs, out, num_gpus))
         return found
-    with _alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
+    with alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
         report = StudyReport(out, table, shared, domains)
         carry_out(runs, out, report, lock, num_gpus)
         if figure is None:
@@ -156,7 +203,7 @@ def varied_fields(table: Table) -> set[str]:
     return {field for row in settings for field, value in row.items() if value is not False and value != "none"}
 
 
-def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, num_gpus: int = 0) -> None:
+def carry_out(runs: Sequence[Job], out: Path, report: Report, lock: int, num_gpus: int = 0) -> None:
     """Runs what is not finished, in order; the report is written anew behind each.
 
     Args:
@@ -169,7 +216,7 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
     Raises:
         UserError: a run failed.
     """
-    missing = [run for run in runs if figures_on_test(run.directory(out)) is None]
+    missing = [run for run in runs if run.figures(out) is None]
     if len(missing) < len(runs):
         log.info("%d of %d runs are finished", len(runs) - len(missing), len(runs))
     report.write()
@@ -178,10 +225,10 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
         run_dir, log_file = run.directory(out), run.directory(out).with_suffix(".log")
         log.info("run %d of %d: %s; it logs to %s", number + 1, len(missing), run, log_file)
         try:
-            finish_run(run_dir, run.flags, log_file, [lock], num_gpus)
+            run.finish(out, log_file, [lock], num_gpus)
         except UserError as error:
             raise UserError(f"{run}: {error}; finished rows stay, and the same command goes on") from error
-        found = figures_on_test(run_dir)
+        found = run.figures(out)
         assert found is not None, f"{run_dir} ended well without figures"
         # its bundle is all that is ever read again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -194,20 +241,21 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
 
 def _check_further(name: str, table: Table, further: Sequence[str]) -> None:
     for field in fields_given(further):
-        if field in _OWN:
-            raise UserError(f"--{field} behind the --: a study gives it to each run, type {_OWN[field]}")
+        if field in OWN_FLAGS:
+            raise UserError(f"--{field} behind the --: a study gives it to each run, type {OWN_FLAGS[field]}")
         if field in varied_fields(table):
             raise UserError(f"--{field} behind the --: it is what the rows of {name} differ in, leave it out")
 
 
-def _open(data: Sequence[Path]) -> list[Domain]:
+def open_distinct(data: Sequence[Path], flag: str) -> list[Domain]:
+    """The domains of a flag; raises UserError where there is none, or two have one name."""
     if not data:
-        raise UserError("no --data given: name one or several domain directories made by shards/build.py")
+        raise UserError(f"no {flag} given: name one or several domain directories made by shards/build.py")
     domains = [Domain.load(path) for path in data]
     names = [domain.name for domain in domains]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise UserError(f"--data names two domains called {name}: study them in two directories (--out)")
+            raise UserError(f"{flag} names two domains called {name}: study them in two directories (--out)")
     return domains
 
 
@@ -216,7 +264,8 @@ def print_plainly(text: str) -> None:
     wide_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path) -> None:
+    """Raises UserError where a study cannot have its place."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a directory")
     if out.is_dir() and not (out / RESULTS).is_file() and any(p.name[0] != "." for p in out.iterdir()):
@@ -224,13 +273,13 @@ def _check_place(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[int]:
+def alone_in(out: Path) -> Iterator[int]:
     """Makes the directory and holds its lock, whose file descriptor is given; runs that inherit it hold it, too.
 
     Raises:
         UserError: another study, or the run that a killed one left behind, is at work there.
     """
-    _check_place(out)
+    check_place(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:

@@ -63,6 +63,44 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
+def described_domains(domains: Sequence[Domain]) -> dict[str, dict[str, str]]:
+    """What a study's results say of the domains that it ran on."""
+    return {d.name: {"fingerprint": d.fingerprint, "data": str(d.path)} for d in domains}
+
+
+def require_same(
+    out: Path, before: Mapping[str, Any], shared: Mapping[str, Any], domains: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Raises UserError where the results that stand in `out` are another study's.
+
+    Args:
+        out: directory of the study.
+        before: what stands in its results.json.
+        shared: what all its runs share, by the names under which it stands there.
+        domains: see `described_domains`.
+    """
+    for part, value in shared.items():
+        if before.get(part) != value:
+            given = before.get(part)
+            raise UserError(f"--out {out} holds a study with other {part} ({given}): name another directory")
+    for name, known in before["domains"].items():
+        if domains.get(name, known)["fingerprint"] != known["fingerprint"]:
+            raise UserError(f"--out {out} holds runs on another {name} ({known['data']}): name another directory")
+
+
+def write_results(out: Path, results: Mapping[str, Any], table: str) -> None:
+    """Writes results.json and table.md."""
+    write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    write_text(out / "table.md", table)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file, never by halves."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
+
+
 class StudyReport:
     """What a study has found so far, read from its runs: results.json and table.md."""
 
@@ -70,21 +108,16 @@ class StudyReport:
         """Raises UserError where `out` holds another study."""
         self._out, self._table, self._shared = out, table, shared
         self._metrics, self._paper = metrics_of(shared["table"]), PAPER_TABLES.get(shared["table"])
-        asked = {d.name: {"fingerprint": d.fingerprint, "data": str(d.path)} for d in domains}
+        asked = described_domains(domains)
         self._domains = asked
         path = out / RESULTS
         if not path.is_file():
             return
         before = json.loads(path.read_text(encoding="utf-8"))
-        for part, value in shared.items():
-            if before[part] != value:
-                raise UserError(f"--out {out} holds a study with other {part} ({before[part]}): name another directory")
+        require_same(out, before, shared, asked)
         for row, found in before["rows"].items():
             if row not in table.all_rows or found["flags"] != row_flags(table.all_rows[row]):
                 raise UserError(f"--out {out} holds a row {row} of another meaning: name another directory")
-        for name, known in before["domains"].items():
-            if asked.get(name, known)["fingerprint"] != known["fingerprint"]:
-                raise UserError(f"--out {out} holds runs on another {name} ({known['data']}): name another directory")
         self._domains = {**before["domains"], **asked}
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,11 +170,7 @@ class StudyReport:
 
     def write(self) -> None:
         """Writes both files, neither ever by halves."""
-        texts = {RESULTS: json.dumps(self.as_dict(), indent=2) + "\n", "table.md": self.markdown()}
-        for name, text in texts.items():
-            fresh = self._out / f".{name}.new"
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self._out / name)
+        write_results(self._out, self.as_dict(), self.markdown())
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
         seeds = kept_seeds(self._out, domain, row)

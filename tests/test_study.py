@@ -206,7 +206,7 @@ def test_a_run_that_fails_stops_the_study_and_leaves_what_was_finished(
 
 
 def test_two_studies_do_not_share_a_directory(asked: dict[str, Any], ran: list[Path]) -> None:
-    with study_module._alone_in(asked["out"]), pytest.raises(UserError, match="another study is at work there"):
+    with study_module.alone_in(asked["out"]), pytest.raises(UserError, match="another study is at work there"):
         study("table3", **asked)
     assert not ran
 
@@ -283,13 +283,13 @@ def test_mistakes_in_names_and_places(
 def test_a_package_without_the_script_says_so(
     capsys: pytest.CaptureFixture[str], small_domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmsr_pt.child_run._SCRIPT", Path("/site-packages/pretrain/run.py"))
+    monkeypatch.setattr("mmsr_pt.child_run._ROOT", Path("/site-packages"))
     assert "from a source checkout" in refused(capsys, "table3", "--data", small_domain.path)
 
 
 def is_locked(out: Path) -> bool:
     try:
-        with study_module._alone_in(out):
+        with study_module.alone_in(out):
             return False
     except UserError:
         return True

@@ -4,6 +4,7 @@
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
+    mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
 
 The first three run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import polars as pl
 import torch
 import tyro
 from rich import box
@@ -47,11 +49,15 @@ from mmsr_pt.hub import find_bundle, load_model
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
+from mmsr_pt.run_dir import write_ranks
 from mmsr_pt.study import study
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.launch import init_distributed
+from mmsr_pt.transfer_study import Flags, transfer_study
 
 log = logging.getLogger(__name__)
+
+_HOLD_FLAGS = ("--pretrain_flags", "--finetune_flags", "--idsr_flags")
 
 app = tyro.extras.SubcommandApp()
 
@@ -67,6 +73,7 @@ def evaluate_command(
     max_users: int = 0,
     seed: int = 0,
     baselines: bool = True,
+    ranks: Path | None = None,
 ) -> None:
     """Rank the whole catalogue for every user's held-out item, beside popularity and last-item transitions.
 
@@ -81,25 +88,30 @@ def evaluate_command(
             what is cold follow; 0: all.
         seed: Draws these users; the same seed draws the same ones.
         baselines: Popularity and transitions too.
+        ranks: Parquet file for the model's rank of every asked user's held-out item: domain, split, user, target, rank.
     """
     _require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
     _require(eval_users >= 0, f"--eval_users {eval_users} must not be negative")
     _require(max_users >= 0, f"--max_users {max_users} must not be negative")
-    if out is not None:
-        _require(not out.is_dir(), f"--out {out} is a directory: name a file")
-        _require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}; make it first")
+    for flag, file in (("--out", out), ("--ranks", ranks)):
+        if file is not None:
+            _require(not file.is_dir(), f"{flag} {file} is a directory: name a file")
+            _require(file.parent.is_dir(), f"{flag} {file}: there is no directory {file.parent}; make it first")
     state = processes()
     domain = Domain.load(data, max_users, seed)
     recommender, source = _open(model, domain)
     splits: list[Split] = ["valid", "test"] if split == "both" else [split]
     users = UserSample(eval_users, seed)
     lines = evaluate_baselines(domain, splits, users=users) if baselines else []
-    lines += evaluate(recommender, domain, source, splits, batch_size, users=users)
+    kept: list[pl.DataFrame] = []
+    lines += evaluate(recommender, domain, source, splits, batch_size, users=users, keep_ranks=kept.append)
     if state.is_main_process:
         for name in splits:
             wide_console().print(
                 results_table([line for line in lines if line.split == name], f"{domain.name}, {name}")
             )
+        if ranks is not None:
+            write_ranks(ranks, kept)
         if out is not None:
             _write_lines(out, model, domain, lines)
 
@@ -168,29 +180,84 @@ def study_command(
     out: Path | None = None,
     ds_config: Path = Path("ds_configs/zero2.json"),
     num_gpus: int = 0,
+    dry_run: bool = False,
     flags: str = "",
 ) -> None:
-    """Train every row of one of the paper's tables on every domain, and print the table.
+    """Train every row of one of the paper's tables on every domain, or draw a figure (see also: study transfer -h).
 
     Runs are processes of pretrain/run.py, one after the other. The same command goes on where it was broken off and
     skips what is finished; further rows, domains and seeds join the same --out.
 
     Args:
-        table: table2, table3, table4, table6, table7 or table11 to table14 (mmsr_pt/presets.py has the rows).
+        table: table2, table3, table4, table6, table7 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
+            figure8 or figure9, from runs of table4, or figure6, from those of table6, which are not trained twice.
         data: Domain directories; each row runs on each by itself.
         rows: Some rows; none given: all.
         seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.
-        out: Directory of the study; none given: runs/study-TABLE-HASH, another one for other flags.
+        out: Directory of the study, a figure's too; none given: runs/study-TABLE-HASH, another one for other flags.
         ds_config: The DeepSpeed configuration of every run.
         num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
+        dry_run: Only list the runs with their commands, and how long they would take by what is finished.
         flags: Flags of pretrain/run.py for every run, such as its towers; written without this name behind a lone --.
     """
-    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus)
+    study(table, data, rows, seeds, out, ds_config, shlex.split(flags), num_gpus, dry_run)
+
+
+def transfer_command(
+    source: tuple[Path, ...],
+    target: Path,
+    source_users: tuple[str, ...] = ("all",),
+    target_users: tuple[str, ...] = ("all",),
+    seeds: int = 5,
+    weights: tuple[float, ...] = (),
+    out: Path | None = None,
+    ds_config: Path = Path("ds_configs/zero2.json"),
+    num_gpus: int = 0,
+    dry_run: bool = False,
+    flags: str = "",
+    pretrain_flags: str = "",
+    finetune_flags: str = "",
+    idsr_flags: str = "",
+) -> None:
+    """Does pre-training on other domains help on this one? Scratch, IDSR, zero-shot and transfer, with a verdict.
+
+    Runs are processes of pretrain/run.py, finetune/run.py and mmsr-pt evaluate, one after the other. The same command
+    goes on where it was broken off and skips what is finished; further sizes and seeds join the same --out.
+
+    Args:
+        source: Domain directories that pre-train, mixed where there are several.
+        target: The domain directory on which all models are compared.
+        source_users: Numbers of training users of each source, or all; one pre-training for each.
+        target_users: Numbers of training users of the target, or all; the test asks all users every time.
+        seeds: Runs of each: seeds 0 to N - 1. Of one seed a verdict is about its runs alone.
+        weights: Share of each source in an epoch, relative to its users; none given: all 1.
+        out: Directory of the study; none given: runs/transfer-TARGET-HASH, another one for other flags.
+        ds_config: The DeepSpeed configuration of every run.
+        num_gpus: GPUs of each run, as of the deepspeed launcher (on a CPU machine processes); 0: one plain process.
+        dry_run: Only list the runs with their commands, and how long they would take by what is finished.
+        flags: Flags of every run, such as its towers; written without this name behind a lone --.
+        pretrain_flags: Flags of runs on the sources, in one word; they beat those of every run.
+        finetune_flags: Flags of runs on the target: scratch, IDSR and transfer alike.
+        idsr_flags: Flags of IDSR, which may want more epochs (the paper: 300 against 60).
+    """
+    words = Flags(*(tuple(shlex.split(given)) for given in (flags, pretrain_flags, finetune_flags, idsr_flags)))
+    transfer_study(source, target, source_users, target_users, seeds, words, weights, out, ds_config, num_gpus, dry_run)
 
 
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UserError(sentence)
+
+
+def _with_values_bound(words: Sequence[str]) -> list[str]:
+    """Flags within a flag in one word with it, lest they be taken for flags of their own."""
+    bound: list[str] = []
+    for word in words:
+        if bound and bound[-1] in _HOLD_FLAGS:
+            bound[-1] = f"{bound[-1]}={word}"
+        else:
+            bound.append(word)
+    return bound
 
 
 def _open(reference: str, domain: Domain) -> tuple[MMSRModel, ItemSource]:
@@ -256,6 +323,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words[:1] == ["study"] and "--" in words:
             behind = words.index("--")
             words[behind:] = [f"--flags={shlex.join(words[behind + 1 :])}"]
+        if words[:2] == ["study", "transfer"]:
+            summary = (transfer_command.__doc__ or "").partition("Args:")[0]
+            tyro.cli(
+                transfer_command,
+                prog="mmsr-pt study transfer",
+                description=summary,
+                args=_with_values_bound(words[2:]),
+                use_underscores=True,
+            )
+            return
         app.cli(prog="mmsr-pt", description=(__doc__ or "").splitlines()[0], args=words, use_underscores=True)
     finally:
         if torch.distributed.is_initialized():

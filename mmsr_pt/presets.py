@@ -209,13 +209,6 @@ PRESETS: dict[str, Setting] = {
 """By what stands behind --preset: the paper's setting, its best model, what a table's rows share, and each row."""
 
 
-def find_table(name: str) -> Table:
-    """The table of that name; raises UserError with the nearest one."""
-    if name not in TABLES:
-        raise unknown_name("table", name, TABLES)
-    return TABLES[name]
-
-
 def find_preset(name: str) -> Setting:
     """The preset of that name; raises UserError, which names families and not all of the rows."""
     if name in PRESETS:

@@ -7,14 +7,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from mmsr_pt.config import PretrainConfig, to_json
 from mmsr_pt.log import UserError, naming_a_full_disk
 
 BUNDLE = "model"
+TEST_RANKS = "test_ranks.parquet"
 _CONFIGS = {"config.json", "ds_config.json"}
 
 
@@ -155,6 +158,19 @@ def figures_on_test(run_dir: Path) -> dict[str, Any] | None:
     """The figures of the run's model on all test users; None: it has not got so far."""
     wanted = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
     return next((line for line in metric_lines(run_dir) if wanted.items() <= line.items()), None)
+
+
+def write_ranks(path: Path, tables: Sequence[pl.DataFrame]) -> None:
+    """Writes tables as `evaluate` hands them out (KeepRanks) into one parquet file, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    pl.concat(tables).write_parquet(temporary)
+    temporary.replace(path)
+
+
+def read_ranks(run_dir: Path, domain: str) -> pl.DataFrame:
+    """By user, in order: user, target and rank of the run's model on the test users of a domain."""
+    ranks = pl.read_parquet(run_dir / TEST_RANKS).filter(pl.col("domain") == domain, pl.col("split") == "test")
+    return ranks.select("user", "target", "rank").sort("user")
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 
+import polars as pl
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from mmsr_pt import cli
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
+from mmsr_pt.run_dir import TEST_RANKS, read_ranks
 from tests.evaluation.fakes import FakeModel, id_source, random_domain
 
 NUM_ITEMS = 31
@@ -68,6 +70,24 @@ def test_evaluate_takes_both_splits_with_one_encoding(tmp_path, capsys, domain, 
     ]
     printed = capsys.readouterr().out
     assert printed.index("made up, valid") < printed.index("made up, test")
+
+
+def test_evaluate_keeps_the_ranks_that_its_figures_are_means_of(tmp_path, domain, model):
+    out, ranks = tmp_path / "figures.json", tmp_path / TEST_RANKS
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--split", "both", "--out", str(out), "--ranks", str(ranks)])
+    table = pl.read_parquet(ranks)
+    assert table.columns == ["domain", "split", "user", "target", "rank"]
+    assert set(table["domain"]) == {domain.name}
+    for line in json.loads(out.read_text())["lines"]:
+        if line["model"] == "mmsr" and line["slice"] == "all":
+            found = table.filter(pl.col("split") == line["split"])
+            assert found["user"].to_list() == domain.eval["user"].to_list()
+            assert found["target"].to_list() == domain.eval[line["split"]].to_list()
+            assert (found["rank"] <= 10).mean() == pytest.approx(line["HR@10"])
+            assert (1 / found["rank"]).mean() == pytest.approx(line["MRR"])
+    assert read_ranks(tmp_path, domain.name).equals(
+        table.filter(pl.col("split") == "test").select("user", "target", "rank")
+    )
 
 
 def test_evaluate_asks_a_sample_of_the_users(tmp_path, domain, model):

@@ -7,7 +7,7 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.text import check_text_name
-from mmsr_pt.presets import MAE, PAPER, PRESETS, ROBERTA, SWIN, TABLES, find_preset, find_table
+from mmsr_pt.presets import MAE, PAPER, PRESETS, ROBERTA, SWIN, TABLES, find_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -90,8 +90,6 @@ def test_an_unknown_preset_is_one_sentence_without_all_rows(name: str, said: str
     with pytest.raises(UserError, match=said) as error:
         find_preset(name)
     assert len(str(error.value)) < 300
-    with pytest.raises(UserError, match="unknown table 'table33'.*Did you mean 'table3'"):
-        find_table("table33")
 
 
 def test_no_preset_is_the_defaults() -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out, training_parts
+from mmsr_pt.evaluation.cases import EVERYONE, LeaveOneOut, Split, UserSample, leave_one_out, training_parts
 from mmsr_pt.evaluation.metrics import mean_metrics
 from mmsr_pt.evaluation.processes import Portion, processes
 from mmsr_pt.evaluation.products import CHUNK_USERS, ProductRanker, can_rank
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 ItemSource = Callable[[range, int], Iterator[ItemInputs]]
 """(catalogue rows, batch size) -> those items in that order, in batches of that size; only the last may be smaller."""
+
+KeepRanks = Callable[[pl.DataFrame], object]
+"""Takes the rank of every asked user's target: domain, split, user, target (catalogue row), rank (1 is the best)."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def evaluate(
     name: str = "mmsr",
     catalogue: Tensor | None = None,
     users: UserSample = EVERYONE,
+    keep_ranks: KeepRanks | None = None,
 ) -> list[EvalLine]:
     """The model on every slice of each split; the catalogue is encoded once for all. Collective.
 
@@ -159,6 +164,7 @@ def evaluate(
         name: what the lines call the model.
         catalogue: what `encode_catalogue` has already made of it with these weights.
         users: who is asked.
+        keep_ranks: takes what the lines are means of, split by split, on every process.
     """
     was_training = model.training
     model.eval()
@@ -169,7 +175,7 @@ def evaluate(
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
             scorer = CatalogueScorer(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
-            return _lines(scorer, domain, splits, model.config.max_history, users, step, name, share)
+            return _lines(scorer, domain, splits, model.config.max_history, users, step, name, share, keep_ranks)
     finally:
         model.train(was_training)
 
@@ -201,6 +207,7 @@ def _lines(
     step: int,
     name: str,
     seconds_before: float,
+    keep_ranks: KeepRanks | None = None,
 ) -> list[EvalLine]:
     lines = []
     for split in splits:
@@ -208,9 +215,21 @@ def _lines(
         cases = leave_one_out(domain, split, max_history, users)
         ranks = rank_targets(ranker, cases).cpu()
         seconds = seconds_before + time.perf_counter() - start
+        if keep_ranks is not None:
+            keep_ranks(_rank_table(domain, cases, ranks))
         for slice_name, num_users, metrics in sliced(ranks, cases.targets, _train_count(domain)):
             lines.append(EvalLine(step, split, name, slice_name, num_users, metrics, seconds))
     return lines
+
+
+def _rank_table(domain: Domain, cases: LeaveOneOut, ranks: Tensor) -> pl.DataFrame:
+    return cases.frame.select(
+        pl.lit(domain.name).alias("domain"),
+        pl.lit(cases.split).alias("split"),
+        "user",
+        pl.col(cases.split).alias("target"),
+        pl.Series("rank", ranks.numpy(), dtype=pl.UInt32),
+    )
 
 
 def sliced(ranks: Tensor, targets: Tensor, train_count: Tensor) -> Iterator[tuple[str, int, dict[str, float]]]:

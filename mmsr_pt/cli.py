@@ -53,7 +53,8 @@ from mmsr_pt.run_dir import write_ranks
 from mmsr_pt.study import study
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.launch import init_distributed
-from mmsr_pt.transfer_study import Flags, transfer_study
+from mmsr_pt.transfer_runs import Flags
+from mmsr_pt.transfer_study import transfer_study
 
 log = logging.getLogger(__name__)
 

@@ -234,5 +234,6 @@ def _described(found: _Found) -> dict[str, Any]:
     for metric in METRICS:
         described["mean"][metric] = float(found.values[metric].mean(dtype=np.float64))
         low, high = interval(found.values[metric], found.resampled[metric])
-        described["low"][metric], described["high"][metric] = low, high
+        # beside two or three seeds that differ an interval may reach beyond what a share can be
+        described["low"][metric], described["high"][metric] = max(low, 0.0), min(high, 1.0)
     return described

@@ -19,7 +19,7 @@ NUM_ITEMS = 31
 @pytest.fixture
 def domain(monkeypatch):
     domain = random_domain(23, NUM_ITEMS)
-    monkeypatch.setattr(cli.Domain, "load", lambda path: domain)
+    monkeypatch.setattr(cli.Domain, "load", lambda path, max_users=0, seed=0: domain)
     return domain
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmsr_pt import cli, transfer_report, transfer_study
+from mmsr_pt import cli, transfer_report, transfer_runs, transfer_study
 from mmsr_pt.config import FinetuneConfig, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import TEST_RANKS, write_ranks
 from mmsr_pt.transfer_report import ran_out_of_steps
-from mmsr_pt.transfer_study import Flags
+from mmsr_pt.transfer_runs import Flags
 from tests.conftest import build_drawn
 from tests.pretrain.launching import SMALL, ds_config
 
@@ -93,8 +93,8 @@ class Runs:
 def ran(tmp_path: Path, small_domain: Domain, monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs(small_domain.num_users)
     runs.out = tmp_path / "out"
-    monkeypatch.setattr(transfer_study, "finish_run", runs.train)
-    monkeypatch.setattr(transfer_study, "finish_evaluation", runs.evaluate)
+    monkeypatch.setattr(transfer_runs, "finish_run", runs.train)
+    monkeypatch.setattr(transfer_runs, "finish_evaluation", runs.evaluate)
     # a picture behind every run takes longer than all else
     monkeypatch.setattr(transfer_report, "save", lambda figure, file: None)
     monkeypatch.setattr(transfer_report, "draw_convergence", lambda panels, title: runs.panels.append(panels))

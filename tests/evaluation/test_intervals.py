@@ -33,8 +33,16 @@ PARTS = {
 def test_95_of_100_intervals_hold_the_truth_whatever_it_varies_by(part: str, num_seeds: int) -> None:
     trials = 400
     held = sum(low <= 0 <= high for low, high in (intervals(n, num_seeds, **PARTS[part]) for n in range(trials)))
-    # four standard deviations of a count of 400; with no more than two terms of chance the interval may be too wide
-    assert 0.95 - 4 * math.sqrt(0.95 * 0.05 / trials) <= held / trials <= 1
+    # four standard deviations of a share of 400
+    assert held / trials == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / trials))
+
+
+@pytest.mark.parametrize("num_seeds", [2, 5])
+def test_seeds_that_differ_as_little_as_pairs_would_make_them_cost_some_of_it(num_seeds: int) -> None:
+    trials = 400
+    like_pairs = {"of_seeds": 1.5 / math.sqrt(150), "of_users": 0.1, "of_pairs": 1.0}
+    held = sum(low <= 0 <= high for low, high in (intervals(n, num_seeds, **like_pairs) for n in range(trials)))
+    assert 0.8 < held / trials < 0.98
 
 
 def test_one_seed_is_over_users_alone() -> None:

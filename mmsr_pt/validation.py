@@ -19,8 +19,9 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample
-from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
-from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.evaluation.evaluate import ItemSource, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.lines import EvalLine
+from mmsr_pt.evaluation.table import print_results
 from mmsr_pt.log import naming_a_full_disk
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE, write_bundle
@@ -30,6 +31,9 @@ from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import DistInfo
 
 log = logging.getLogger(__name__)
+
+_AT_THE_END: Sequence[Split] = ("any", "test")
+"""In this order, as a run is finished once the figures on `test` are there."""
 
 
 @dataclass
@@ -98,7 +102,7 @@ class Validation:
         users = UserSample(self._config.run.eval_users, self._config.run.seed)
         for number, domain in enumerate(self._domains):
             known = None if catalogues is None else catalogues[number]
-            lines += self._evaluate(self._engine.model, domain, "valid", self.source(number), step, users, known)
+            lines += self._evaluate(self._engine.model, domain, ["valid"], self.source(number), step, users, known)
         if self._is_best(step, [line.as_dict() for line in lines]):
             self._export()
 
@@ -123,17 +127,17 @@ class Validation:
         return bool(patience) and self.standing.evaluations_without_gain >= patience
 
     def test(self) -> None:
-        """The best bundle and the two baselines on the test targets: recorded, and on rank 0 printed."""
+        """The best bundle and the two baselines on test targets and cold items: recorded, and on rank 0 printed."""
         model = MMSRModel.from_pretrained(self._run_dir / BUNDLE).to(self._place.device)
         step = self.standing.best_step
         users = UserSample(self._config.run.test_users, self._config.run.seed)
         for domain in self._domains:
-            lines = evaluate_baselines(domain, ["test"], step, users)
+            lines = evaluate_baselines(domain, _AT_THE_END, step, users)
             for line in lines:
                 self._record_line(line, domain)
-            lines += self._evaluate(model, domain, "test", item_source(domain, self._preprocessor), step, users)
+            lines += self._evaluate(model, domain, _AT_THE_END, item_source(domain, self._preprocessor), step, users)
             if self._place.rank == 0:
-                wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
+                print_results(lines, domain.name)
         if self._place.rank == 0:
             log.info("the run is in %s, its best model (step %d) in %s", self._run_dir, step, self._run_dir / BUNDLE)
 
@@ -152,14 +156,14 @@ class Validation:
         self,
         model: MMSRModel,
         domain: Domain,
-        split: Split,
+        splits: Sequence[Split],
         source: ItemSource,
         step: int,
         users: UserSample = EVERYONE,
         catalogue: Tensor | None = None,
     ) -> list[EvalLine]:
         batch_size = self._config.run.eval_batch_size
-        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue, users=users)
+        lines = evaluate(model, domain, source, splits, batch_size, step, catalogue=catalogue, users=users)
         for line in lines:
             self._record_line(line, domain)
         return lines

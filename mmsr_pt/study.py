@@ -25,6 +25,7 @@ from mmsr_pt.assembly import open_domains
 from mmsr_pt.child_run import find_script, finish_run
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.evaluation.cases import questions
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.presets import Table, find_table
@@ -101,6 +102,8 @@ def study(
     find_script()
     _check_further(name, table, further)
     domains = _open(data)
+    if table.protocol == "cold":
+        _require_cold_items(name, domains)
     asked = [row for row in table.all_rows if not rows or row in rows]
     shared = {"table": name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
     runs = []
@@ -154,13 +157,13 @@ def carry_out(runs: Sequence[Run], out: Path, report: StudyReport, lock: int, nu
             finish_run(run_dir, run.flags, log_file, [lock], num_gpus)
         except UserError as error:
             raise UserError(f"{run}: {error}; finished rows stay, and the same command goes on") from error
-        found = figures_on_test(run_dir)
-        assert found is not None, f"{run_dir} ended well without figures"
+        assert figures_on_test(run_dir) is not None, f"{run_dir} ended well without figures"
+        found = figures_on_test(run_dir, report.protocol)
         # its bundle is all that is ever read again
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         report.write()
         minutes = (time.monotonic() - begun) / 60 / (number + 1)
-        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS)
+        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS) if found else "nobody asked"
         left = f"; about {minutes * (len(missing) - number - 1):.0f} min left" if number + 1 < len(missing) else ""
         log.info("%s: %s (%.1f min a run%s)", run, figures, minutes, left)
 
@@ -182,6 +185,12 @@ def _open(data: Sequence[Path]) -> list[Domain]:
         if name in names[:number]:
             raise UserError(f"--data names two domains called {name}: study them in two directories (--out)")
     return domains
+
+
+def _require_cold_items(name: str, domains: Sequence[Domain]) -> None:
+    for domain in domains:
+        if not questions(domain, "any", 1).held_out.any():
+            raise UserError(f"{name} is about cold items, and {domain.path} holds none out: leave it out of --data")
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class StudyReport:
     def __init__(self, out: Path, table: Table, shared: Mapping[str, Any], domains: Sequence[Domain]) -> None:
         """Raises UserError where `out` holds another study."""
         self._out, self._table, self._shared = out, table, shared
+        self.protocol = table.protocol
         asked = {d.name: {"fingerprint": d.fingerprint, "data": str(d.path)} for d in domains}
         self._domains = asked
         path = out / RESULTS
@@ -89,8 +90,9 @@ class StudyReport:
             cells = [_cell(found["domains"].get(domain), metric) for domain in self._domains for metric in METRICS]
             lines.append([row, *cells])
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        targets = "cold valid and test targets" if self.protocol == "cold" else "test targets"
         return (
-            f"{self._shared['table']}: percent, test targets, whole catalogue; mean ± standard deviation (seeds) where "
+            f"{self._shared['table']}: percent, {targets}, whole catalogue; mean ± standard deviation (seeds) where "
             f"a row ran with several\n\n{table}\n"
         )
 
@@ -105,7 +107,7 @@ class StudyReport:
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
         kept = run_directory(self._out, domain, row, 0).parent
         seeds = sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
-        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed)) for seed in seeds}
+        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed), self.protocol) for seed in seeds}
         return {str(seed): {name: line[name] for name in METRICS} for seed, line in lines.items() if line is not None}
 
 

@@ -27,6 +27,7 @@ from mmsr_pt.child_run import find_script, finish_run, run_command
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.dry_run import describe
+from mmsr_pt.evaluation.cases import ProtocolName, questions
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.figures.canvas import require_drawing
 from mmsr_pt.log import UserError, naming_a_full_disk
@@ -93,6 +94,8 @@ class Run:
     seed: int
     flags: tuple[str, ...]
     """All but --run_dir."""
+    protocol: ProtocolName = "leave-one-out"
+    """By which it is judged."""
 
     def directory(self, out: Path) -> Path:
         """Where it is kept."""
@@ -100,7 +103,7 @@ class Run:
 
     def figures(self, out: Path) -> Mapping[str, Any] | None:
         """See Job."""
-        return figures_on_test(self.directory(out))
+        return figures_on_test(self.directory(out), self.protocol)
 
     def command(self, out: Path, num_gpus: int) -> list[str]:
         """See Job."""
@@ -158,6 +161,8 @@ def study(
     find_script()
     _check_further(name, table, further)
     domains = open_distinct(data, "--data")
+    if table.protocol == "cold":
+        _require_cold_items(name, domains)
     asked = [row for row in known if not rows or row in rows]
     runs = _runs(table, asked, seeds, domains, ds_config, further)
     # that of the table, also where a figure is drawn from its runs
@@ -191,7 +196,7 @@ def _runs(
             flags = row_flags(table.all_rows[row], further)
             for domain in domains:
                 own = ["--ds_config", str(ds_config), "--data", str(domain.path), "--seed", str(seed)]
-                runs.append(Run(row, domain.name, seed, (*own, *flags)))
+                runs.append(Run(row, domain.name, seed, (*own, *flags), table.protocol))
                 if seed == 0:
                     open_domains(parse_flags(list(runs[-1].flags)))
     return runs
@@ -234,7 +239,7 @@ def carry_out(runs: Sequence[Job], out: Path, report: Report, lock: int, num_gpu
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         report.write()
         minutes = (time.monotonic() - begun) / 60 / (number + 1)
-        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS)
+        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS) if found else "nobody asked"
         left = f"; about {minutes * (len(missing) - number - 1):.0f} min left" if number + 1 < len(missing) else ""
         log.info("%s: %s (%.1f min a run%s)", run, figures, minutes, left)
 
@@ -270,6 +275,12 @@ def check_place(out: Path) -> None:
         raise UserError(f"--out {out} is a file: name a directory")
     if out.is_dir() and not (out / RESULTS).is_file() and any(p.name[0] != "." for p in out.iterdir()):
         raise UserError(f"--out {out} holds something else: name an empty or new directory")
+
+
+def _require_cold_items(name: str, domains: Sequence[Domain]) -> None:
+    for domain in domains:
+        if not questions(domain, "any", 1).held_out.any():
+            raise UserError(f"{name} is about cold items, and {domain.path} holds none out: leave it out of --data")
 
 
 @contextlib.contextmanager

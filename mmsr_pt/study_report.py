@@ -108,6 +108,7 @@ class StudyReport:
         """Raises UserError where `out` holds another study."""
         self._out, self._table, self._shared = out, table, shared
         self._metrics, self._paper = metrics_of(shared["table"]), PAPER_TABLES.get(shared["table"])
+        self.protocol = table.protocol
         asked = described_domains(domains)
         self._domains = asked
         path = out / RESULTS
@@ -138,8 +139,9 @@ class StudyReport:
         blocks = [self._metrics] if width <= _WIDEST else [(metric,) for metric in self._metrics]
         tables = "\n".join(self._block(rows, metrics) for metrics in blocks)
         caption = "" if self._paper is None else f"\n{self._paper.caption()}\n"
+        targets = "cold valid and test targets" if self.protocol == "cold" else "test targets"
         return (
-            f"{self._shared['table']}: percent, test targets, whole catalogue; mean ± standard deviation (seeds) where "
+            f"{self._shared['table']}: percent, {targets}, whole catalogue; mean ± standard deviation (seeds) where "
             f"a row ran with several\n\n{tables}{caption}"
         )
 
@@ -174,7 +176,7 @@ class StudyReport:
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
         seeds = kept_seeds(self._out, domain, row)
-        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed)) for seed in seeds}
+        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed), self.protocol) for seed in seeds}
         return {
             str(seed): {name: line[name] for name in self._metrics} for seed, line in lines.items() if line is not None
         }

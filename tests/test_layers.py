@@ -10,6 +10,7 @@ PACKAGE = ROOT / "mmsr_pt"
 LAYER_OF_TOP = {
     "config": 0,
     "presets": 0,
+    "paper": 0,
     "batch": 0,
     "registry": 0,
     "log": 0,

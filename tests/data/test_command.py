@@ -66,6 +66,7 @@ def test_help_tells_the_sources_apart(capsys: pytest.CaptureFixture[str]) -> Non
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     for words in (
+        "Amazon reviews of 2014",
         "H&M purchases",
         "interactions.csv, items.csv",
         "Small drawn domains",

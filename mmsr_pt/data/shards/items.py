@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from mmsr_pt.data.domain import IMAGE, TEXT
+from mmsr_pt.data.entities import unescape_column
 from mmsr_pt.data.shards.choice import in_categories
 from mmsr_pt.data.shards.images import encode_images
 from mmsr_pt.data.shards.problems import MAX_EXAMPLES, Problems
@@ -31,7 +32,7 @@ _VISIBLE = r"[^\p{C}\p{Z}]"  # a title of zero-width characters alone is as empt
 def read_items(
     raw: RawDomain, modalities: tuple[str, ...], problems: Problems, categories: tuple[str, ...] = ()
 ) -> pl.DataFrame:
-    """The distinct items of the items table: item_id, title (one line), image, chosen, usable.
+    """The distinct items of the items table: item_id, title (one line, no HTML entities), image, chosen, usable.
 
     An item of none of the `categories`, where any are given, stays, marked as not chosen, and one without what
     `modalities` ask for, marked as not usable, so that their interactions can be told from those with unknown items.
@@ -41,7 +42,7 @@ def read_items(
         items = raw.items.select(columns).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UserError(f"the items table in {raw.root} cannot be read: {reason(error)}") from error
-    items = items.with_columns(
+    items = items.with_columns(unescape_column(items["title"])).with_columns(
         # one line without runs of spaces: what tokenizers and JSON readers see should be what people see
         pl.col("title").str.replace_all(r"[\s\x00]+", " ").str.strip_chars().fill_null("")
     )

@@ -31,11 +31,11 @@ class _Known:
     domain: str
     users: int | None
     """Who train in an epoch; None: its domain is not there yet."""
-    seconds: float
-    """So far."""
-    remaining: float | None
-    """Seconds at its own pace; None: it has none yet."""
     is_finished: bool
+    whole: float | None = None
+    """Seconds from its beginning to its end, what is still to come at its own pace; None: it has none yet."""
+    remaining: float | None = None
+    """Seconds of these to come."""
 
 
 def describe(runs: Sequence[Job], out: Path, num_gpus: int = 0) -> str:
@@ -47,20 +47,20 @@ def describe(runs: Sequence[Job], out: Path, num_gpus: int = 0) -> str:
         num_gpus: of the deepspeed launcher, for each run; 0: one plain process.
     """
     known = [_known(run, out) for run in runs]
-    finished = [one for one in known if one.is_finished]
     lines, times = [], []
     for run, one in zip(runs, known, strict=True):
         run_dir = run.directory(out)
         if one.is_finished:
-            lines.append(f"finished  {run} ({_minutes(one.seconds)})\n          {run_dir}")
+            took = "time unknown" if one.whole is None else _minutes(one.whole)
+            lines.append(f"finished  {run} ({took})\n          {run_dir}")
             continue
-        seconds, basis = _estimate(one, finished)
+        seconds, basis = _estimate(one, known)
         times.append(seconds)
         state = "begun     " if _has_checkpoint(run_dir) else "to do     "
         about = "time unknown" if seconds is None else f"about {_minutes(seconds)}, {basis}"
         command = shlex.join(run.command(out, num_gpus))
         lines.append(f"{state}{run} ({about})\n          {run_dir}\n          {command}")
-    return "\n".join([*lines, "", _sum_up(len(finished), times)])
+    return "\n".join([*lines, "", _sum_up(len(runs) - len(times), times)])
 
 
 def _known(run: Job, out: Path) -> _Known:
@@ -70,17 +70,19 @@ def _known(run: Job, out: Path) -> _Known:
     lines = metric_lines(run_dir)
     trained = [line for line in lines if line["event"] == "train"]
     asked = [line for line in lines if line["event"] == "eval" and line["slice"] == "all"]
-    if users is None or not trained:
-        return _Known(run.row, run.domain, users, 0.0, None, is_finished)
+    if users is None or not trained or not trained[-1]["epoch"]:
+        return _Known(run.row, run.domain, users, is_finished)
     epochs = [0.0, *(line["epoch"] for line in trained)]
     training = sum(
         users * (after - before) / line["users_per_s"] for before, after, line in zip(epochs, epochs[1:], trained)
     )
     seconds = training + sum(line["seconds"] for line in asked)
+    if is_finished:
+        return _Known(run.row, run.domain, users, True, seconds, 0.0)
+    whole = seconds / epochs[-1] * _epochs_asked(run_dir, trained[-1]["step"] / epochs[-1])
     # one that was broken off before its first checkpoint begins anew
-    kept = epochs[-1] if _has_checkpoint(run_dir) else 0.0
-    left = _epochs_asked(run_dir, trained[-1]["step"] / epochs[-1]) - kept
-    return _Known(run.row, run.domain, users, seconds, left * seconds / epochs[-1], is_finished)
+    remaining = whole - seconds if _has_checkpoint(run_dir) else whole
+    return _Known(run.row, run.domain, users, False, whole, remaining)
 
 
 def _has_checkpoint(run_dir: Path) -> bool:
@@ -102,18 +104,18 @@ def _epochs_asked(run_dir: Path, steps_per_epoch: float) -> float:
     return run["steps"] / steps_per_epoch if run["steps"] else run["epochs"]
 
 
-def _estimate(one: _Known, finished: Sequence[_Known]) -> tuple[float | None, str]:
+def _estimate(one: _Known, known: Sequence[_Known]) -> tuple[float | None, str]:
     """Seconds that are left, and whose they are; the nearest relation that has run counts."""
     if one.remaining is not None:
         return one.remaining, "at its own pace so far, if it does not stop early"
     relations = {
-        "as its other seeds": [k for k in finished if (k.row, k.domain) == (one.row, one.domain)],
-        "as this row elsewhere, by users": [k for k in finished if k.row == one.row],
-        "roughly: as other rows, which cost more or less": [k for k in finished if k.domain == one.domain],
-        "roughly: as other rows elsewhere, by users": list(finished),
+        "as its other seeds": [k for k in known if (k.row, k.domain) == (one.row, one.domain)],
+        "as this row elsewhere, by users": [k for k in known if k.row == one.row],
+        "roughly: as other rows, which cost more or less": [k for k in known if k.domain == one.domain],
+        "roughly: as other rows elsewhere, by users": known,
     }
     for basis, relatives in relations.items():
-        times = [k.seconds * one.users / k.users for k in relatives if k.seconds and k.users and one.users]
+        times = [k.whole * one.users / k.users for k in relatives if k.whole and k.users and one.users]
         if times:
             return statistics.mean(times), basis
     return None, ""
@@ -128,7 +130,7 @@ def _sum_up(num_finished: int, times: Sequence[float | None]) -> str:
         return f"{counted}; how long the others take is unknown: the first run will tell"
     which = f"{len(known)} of the other {len(times)}" if len(known) < len(times) else "the others"
     return (
-        f"{counted}; about {_minutes(sum(known))} for {which}, by what finished runs took to train and to evaluate "
+        f"{counted}; about {_minutes(sum(known))} for {which}, by what runs took so far to train and to evaluate "
         "(loading, caches and checkpoints come on top)"
     )
 

@@ -139,7 +139,7 @@ PAPER_TABLES: dict[str, PaperTable] = {
         notes=(
             "sasrec is mmsr of table 5, where HR@10 is 4.2210 on Bili, 5.3786 on Kwai, 10.0425 on HM and "
             "19.6412 on Amazon.",
-            "On Bili, sasrec is 4.2090, which in table 2 is roberta+mae; roberta+swin, of which this table is, "
+            "On Bili, sasrec is 4.2090, which in table 2 is roberta+mae; roberta+swin, which this table uses, "
             "has 4.0810 there.",
             "sasrec-text is 8.2670 on HM here and 8.2275 in table 2; sasrec-vision is 3.3640 on Bili here and "
             "3.3940 there.",

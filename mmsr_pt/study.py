@@ -1,6 +1,7 @@
-"""A study: the rows of a table of the paper on one or several domains, each row a run of pretrain/run.py.
+"""A study: the rows of a table or figure of the paper on one or several domains, each a run of pretrain/run.py.
 
-    mmsr-pt study table3 --data data/hm -- --text hf:NAME --vision timm:NAME --tune frozen --cache
+    mmsr-pt study table3  --data data/hm -- --text hf:NAME --vision timm:NAME --tune frozen --cache
+    mmsr-pt study figure4 --data data/hm -- --text hf:NAME --vision timm:NAME --tune frozen --cache
 
 Rows are those of `presets.py`, turned into flags; whatever follows a lone -- goes to every run. One directory holds one
 study: the same command goes on with it, further rows, domains and seeds join it, other flags are another study.
@@ -26,11 +27,14 @@ from mmsr_pt.child_run import find_script, finish_run, run_command
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.dry_run import describe
+from mmsr_pt.evaluation.cases import ProtocolName, questions
 from mmsr_pt.evaluation.table import wide_console
+from mmsr_pt.figures.canvas import require_drawing
 from mmsr_pt.log import UserError, naming_a_full_disk
-from mmsr_pt.presets import Table, find_table
+from mmsr_pt.presets import TABLES, Table
 from mmsr_pt.registry import unknown_name
 from mmsr_pt.run_dir import figures_on_test
+from mmsr_pt.study_figures import draw_figure, find_study
 from mmsr_pt.study_report import METRICS, RESULTS, StudyReport, row_flags, run_directory
 from mmsr_pt.training.ds_config import read_ds_config
 
@@ -90,6 +94,8 @@ class Run:
     seed: int
     flags: tuple[str, ...]
     """All but --run_dir."""
+    protocol: ProtocolName = "leave-one-out"
+    """By which it is judged."""
 
     def directory(self, out: Path) -> Path:
         """Where it is kept."""
@@ -97,7 +103,7 @@ class Run:
 
     def figures(self, out: Path) -> Mapping[str, Any] | None:
         """See Job."""
-        return figures_on_test(self.directory(out))
+        return figures_on_test(self.directory(out), self.protocol)
 
     def command(self, out: Path, num_gpus: int) -> list[str]:
         """See Job."""
@@ -122,12 +128,12 @@ def study(
     num_gpus: int = 0,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Runs what is not finished yet, one after the other, and prints the table.
+    """Runs what is not finished yet, one after the other, and prints the table or draws the figure.
 
     Args:
-        name: of the table.
+        name: of the table or figure.
         data: domain directories; each row runs on each of them.
-        rows: some of the table's; none given: all.
+        rows: some of the table's or figure's; none given: all.
         seeds: runs of each row: seeds 0 to seeds - 1.
         out: directory of the study; none given: runs/study-<table>-<hash of what all runs share>.
         ds_config: of every run.
@@ -140,10 +146,14 @@ def study(
     Raises:
         UserError: something that was asked for cannot be; or a run failed, what was finished before stays.
     """
-    table = find_table(name)
+    table_name, figure = find_study(name)
+    table = TABLES[table_name]
+    known = table.all_rows if figure is None else figure.rows
     for row in rows:
-        if row not in table.all_rows:
-            raise unknown_name(f"row of {name}", row, table.all_rows)
+        if row not in known:
+            raise unknown_name(f"row of {name}", row, known)
+    if figure is not None:
+        require_drawing()
     if seeds < 1:
         raise UserError(f"--seeds {seeds} must be at least 1")
     if num_gpus < 0:
@@ -151,20 +161,15 @@ def study(
     find_script()
     _check_further(name, table, further)
     domains = open_distinct(data, "--data")
-    asked = [row for row in table.all_rows if not rows or row in rows]
-    shared = {"table": name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
-    runs = []
-    for seed in range(seeds):
-        for row in asked:
-            flags = row_flags(table.all_rows[row], further)
-            for domain in domains:
-                own = ["--ds_config", str(ds_config), "--data", str(domain.path), "--seed", str(seed)]
-                runs.append(Run(row, domain.name, seed, (*own, *flags)))
-                if seed == 0:  # refused before the first run, not after hours
-                    open_domains(parse_flags(list(runs[-1].flags)))
+    if table.protocol == "cold":
+        _require_cold_items(name, domains)
+    asked = [row for row in known if not rows or row in rows]
+    runs = _runs(table, asked, seeds, domains, ds_config, further)
+    # that of the table, also where a figure is drawn from its runs
+    shared = {"table": table_name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
     if out is None:
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
-        out = Path("runs") / f"study-{name}-{digest}"
+        out = Path("runs") / f"study-{table_name}-{digest}"
     if dry_run:
         check_place(out)
         found = StudyReport(out, table, shared, domains).as_dict()
@@ -173,9 +178,28 @@ def study(
     with alone_in(out) as lock, naming_a_full_disk(out, "free some space; the same command goes on"):
         report = StudyReport(out, table, shared, domains)
         carry_out(runs, out, report, lock, num_gpus)
-        print_plainly(report.markdown())
+        if figure is None:
+            print_plainly(report.markdown())
+        else:
+            log.info("%s is drawn in %s", name, draw_figure(name, out, domains, asked))
     log.info("the study is in %s: table.md, %s and the runs", out, RESULTS)
     return report.as_dict()
+
+
+def _runs(
+    table: Table, rows: Sequence[str], seeds: int, domains: Sequence[Domain], ds_config: Path, further: Sequence[str]
+) -> list[Run]:
+    """Raises UserError where one of them would be refused: now, and not after hours."""
+    runs = []
+    for seed in range(seeds):
+        for row in rows:
+            flags = row_flags(table.all_rows[row], further)
+            for domain in domains:
+                own = ["--ds_config", str(ds_config), "--data", str(domain.path), "--seed", str(seed)]
+                runs.append(Run(row, domain.name, seed, (*own, *flags), table.protocol))
+                if seed == 0:
+                    open_domains(parse_flags(list(runs[-1].flags)))
+    return runs
 
 
 def varied_fields(table: Table) -> set[str]:
@@ -215,7 +239,7 @@ def carry_out(runs: Sequence[Job], out: Path, report: Report, lock: int, num_gpu
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         report.write()
         minutes = (time.monotonic() - begun) / 60 / (number + 1)
-        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS)
+        figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS) if found else "nobody asked"
         left = f"; about {minutes * (len(missing) - number - 1):.0f} min left" if number + 1 < len(missing) else ""
         log.info("%s: %s (%.1f min a run%s)", run, figures, minutes, left)
 
@@ -251,6 +275,12 @@ def check_place(out: Path) -> None:
         raise UserError(f"--out {out} is a file: name a directory")
     if out.is_dir() and not (out / RESULTS).is_file() and any(p.name[0] != "." for p in out.iterdir()):
         raise UserError(f"--out {out} holds something else: name an empty or new directory")
+
+
+def _require_cold_items(name: str, domains: Sequence[Domain]) -> None:
+    for domain in domains:
+        if not questions(domain, "any", 1).held_out.any():
+            raise UserError(f"{name} is about cold items, and {domain.path} holds none out: leave it out of --data")
 
 
 @contextlib.contextmanager

@@ -35,6 +35,12 @@ def run_directory(out: Path, domain: str, row: str, seed: int) -> Path:
     return out / domain / row / f"seed-{seed}"
 
 
+def kept_seeds(out: Path, domain: str, row: str) -> list[int]:
+    """The seeds of which a study in `out` keeps a run of a row, finished or not, in order."""
+    kept = run_directory(out, domain, row, 0).parent
+    return sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
+
+
 def row_flags(setting: Setting, further: Sequence[str] = ()) -> list[str]:
     """The flags of a run: those that all share, then a row's own, which win.
 
@@ -102,6 +108,7 @@ class StudyReport:
         """Raises UserError where `out` holds another study."""
         self._out, self._table, self._shared = out, table, shared
         self._metrics, self._paper = metrics_of(shared["table"]), PAPER_TABLES.get(shared["table"])
+        self.protocol = table.protocol
         asked = described_domains(domains)
         self._domains = asked
         path = out / RESULTS
@@ -132,8 +139,9 @@ class StudyReport:
         blocks = [self._metrics] if width <= _WIDEST else [(metric,) for metric in self._metrics]
         tables = "\n".join(self._block(rows, metrics) for metrics in blocks)
         caption = "" if self._paper is None else f"\n{self._paper.caption()}\n"
+        targets = "cold valid and test targets" if self.protocol == "cold" else "test targets"
         return (
-            f"{self._shared['table']}: percent, test targets, whole catalogue; mean ± standard deviation (seeds) where "
+            f"{self._shared['table']}: percent, {targets}, whole catalogue; mean ± standard deviation (seeds) where "
             f"a row ran with several\n\n{tables}{caption}"
         )
 
@@ -167,9 +175,8 @@ class StudyReport:
         write_results(self._out, self.as_dict(), self.markdown())
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
-        kept = run_directory(self._out, domain, row, 0).parent
-        seeds = sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
-        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed)) for seed in seeds}
+        seeds = kept_seeds(self._out, domain, row)
+        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed), self.protocol) for seed in seeds}
         return {
             str(seed): {name: line[name] for name in self._metrics} for seed, line in lines.items() if line is not None
         }

@@ -176,22 +176,19 @@ def _take(part: str, module: nn.Module, config: ModelConfig, source: Source) -> 
         was, now = getattr(source.config, setting), getattr(config, setting)
         if was != now:
             return f"the source has {setting.removesuffix('_name')} {was}, not {now}"
-    if part == _SEQUENCE and (why := _other_depth(config, source.config)):
-        return why
-    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()}:
-        return "its tensors have other names or shapes"
-    module.load_state_dict(weights)
-    return ""
+    if {key: value.shape for key, value in weights.items()} == {key: value.shape for key, value in own.items()}:
+        module.load_state_dict(weights)
+        return ""
+    return _other_size(config, source.config) if part == _SEQUENCE else "its tensors have other names or shapes"
 
 
-def _other_depth(config: ModelConfig, before: ModelConfig) -> str:
+def _other_size(config: ModelConfig, before: ModelConfig) -> str:
+    """Why a sequence encoder of the same kind and width does not fit."""
     encoder = sequence_encoders[config.sequence]
     was, now = encoder.num_layers(before), encoder.num_layers(config)
     if was != now:
         return f"the source has {was} layers, not {now}"
-    return (
-        "" if before.max_history == config.max_history else f"the source reads {before.max_history} items of a history"
-    )
+    return f"the source has max_history {before.max_history}, not {config.max_history}"
 
 
 def _table(source: Source, parts: Mapping[str, nn.Module], found: Mapping[str, str]) -> Table:

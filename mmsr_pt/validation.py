@@ -19,9 +19,10 @@ from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.evaluation.cases import UserSample
-from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
-from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.evaluation.cases import Split, UserSample
+from mmsr_pt.evaluation.evaluate import ItemSource, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.lines import EvalLine
+from mmsr_pt.evaluation.table import print_results
 from mmsr_pt.log import naming_a_full_disk
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.run_dir import BUNDLE, TEST_RANKS, write_bundle, write_ranks
@@ -31,6 +32,9 @@ from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import DistInfo
 
 log = logging.getLogger(__name__)
+
+_AT_THE_END: Sequence[Split] = ("any", "test")
+"""In this order, as a run is finished once the figures on `test` are there."""
 
 
 @dataclass
@@ -126,7 +130,7 @@ class Validation:
         return bool(patience) and self.standing.evaluations_without_gain >= patience
 
     def test(self) -> None:
-        """The best bundle and the two baselines on the test targets: recorded, and on rank 0 printed.
+        """The best bundle and the two baselines on test targets and cold items: recorded, and on rank 0 printed.
 
         Its figures stand in metrics.jsonl only once the users' ranks stand beside it, so that a run that was killed
         meanwhile is tested again.
@@ -137,13 +141,15 @@ class Validation:
         ranks: list[pl.DataFrame] = []
         for domain in self._domains:
             source, batch_size = item_source(domain, self._preprocessor), self._config.run.eval_batch_size
-            lines = evaluate_baselines(domain, ["test"], step, users)
-            lines += evaluate(model, domain, source, ["test"], batch_size, step, users=users, keep_ranks=ranks.append)
+            lines = evaluate_baselines(domain, _AT_THE_END, step, users)
+            lines += evaluate(
+                model, domain, source, _AT_THE_END, batch_size, step, users=users, keep_ranks=ranks.append
+            )
             if self._place.rank == 0:
                 write_ranks(self._run_dir / TEST_RANKS, ranks)
             self._recorded(lines, domain)
             if self._place.rank == 0:
-                wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
+                print_results(lines, domain.name)
         if self._place.rank == 0:
             log.info("the run is in %s, its best model (step %d) in %s", self._run_dir, step, self._run_dir / BUNDLE)
 
@@ -181,17 +187,25 @@ class Validation:
             self._write_model(directory, state)
 
     def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        own = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
-        trained_on = [*(domain for domain in self._engine.model.trained_on if domain not in own), *own]
+        trained_on = [*self._trained_before(), *self._own_domains()]
         self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
         self._preprocessor.save(directory)
+
+    def _own_domains(self) -> list[dict[str, str]]:
+        return [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+
+    def _trained_before(self) -> list[dict[str, str]]:
+        """The domains that the model had been trained on when this run began, without the run's own."""
+        own = self._own_domains()
+        return [domain for domain in self._engine.model.trained_on if domain not in own]
 
     def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
         def write(directory: Path) -> None:
             write_model(directory)
             best = self.standing
             joins_itself = self._engine.model.item_encoder.joins_itself
-            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself)
+            before = [domain["name"] for domain in self._trained_before()]
+            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself, before)
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
         with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):

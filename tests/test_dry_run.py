@@ -64,7 +64,7 @@ def test_the_nearest_relation_gives_the_time(tmp_path: Path, small_domain: Domai
         f"finished  gate on {name}, seed 1 ({second / 60:.1f} min)",
         f"to do     gate on {name}, seed 2 (about {mean}, as its other seeds)",
         f"to do     sum on {name}, seed 0 (about {mean}, roughly: as other rows, which cost more or less)",
-        f"finished: 2 of 4; about {(first + second) / 60:.1f} min for the others, by what finished runs took "
+        f"finished: 2 of 4; about {(first + second) / 60:.1f} min for the others, by what runs took so far "
         "to train and to evaluate (loading, caches and checkpoints come on top)",
     ]
 
@@ -94,6 +94,9 @@ def test_a_run_that_was_broken_off_is_judged_by_its_own_pace(tmp_path: Path, sma
     told = describe([run], tmp_path)
     assert f"begun     gate on {small_domain.name}, seed 0 (about {whole * 6 / 10 / 60:.1f} min, at its own" in told
     assert told.splitlines()[2].endswith(" --resume")
+    # what it has shown so far counts for others, too
+    told = describe([run, run_on(small_domain, "gate", seed=1)], tmp_path)
+    assert f"seed 1 (about {whole / 60:.1f} min, as its other seeds)" in told
 
 
 def test_a_domain_that_is_still_to_be_made_is_unknown(tmp_path: Path, small_domain: Domain) -> None:

@@ -25,6 +25,7 @@ from mmsr_pt.paper import PAPER_TABLES
 from mmsr_pt.presets import TABLES, Table
 from mmsr_pt.study import study, varied_fields
 from mmsr_pt.study_report import StudyReport, mean_and_std, metrics_of, row_flags
+from tests.data.raw import Interaction, build_table, write_table
 from tests.pretrain.launching import ROOT, SMALL, ds_config, metrics
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.all_rows]
@@ -74,9 +75,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seed = int(flags[flags.index("--seed") + 1])
         line = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
         before = {**line, "split": "valid", "HR@10": 0.9, "NDCG@10": 0.9}
+        cold = {**line, "protocol": "cold", "split": "any", "slice": "held-out", "HR@10": 0.02, "NDCG@10": 0.01}
         line.update({"HR@10": 0.1 + 0.02 * seed, "NDCG@10": 0.05})  # type: ignore[dict-item]
         (run_dir / "checkpoints").mkdir(parents=True)
-        (run_dir / "metrics.jsonl").write_text(f"{json.dumps(before)}\n{json.dumps(line)}\n")
+        lines = "".join(f"{json.dumps(one)}\n" for one in (before, {**cold, "slice": "all", "HR@10": 0.8}, cold, line))
+        (run_dir / "metrics.jsonl").write_text(lines)
 
     monkeypatch.setattr(study_module, "finish_run", run)
     return done
@@ -167,6 +170,30 @@ def test_table_5_reports_six_metrics_and_the_others_two() -> None:
     six = {f"{kind}@{cutoff}" for kind in ("HR", "NDCG") for cutoff in (10, 20, 50)}
     for name in PAPER_TABLES:
         assert set(metrics_of(name)) == (six if name == "table5" else {"HR@10", "NDCG@10"})
+
+
+def test_table_8_is_of_the_cold_items_that_were_held_out(
+    tmp_path: Path, small_domain: Domain, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    name = small_domain.name
+    found = study("table8", **{**asked, "rows": ["sasrec-id", "sasrec"]})
+    for row in ("sasrec-id", "sasrec"):
+        assert found["rows"][row]["domains"][name]["seeds"] == {"0": {"HR@10": 0.02, "NDCG@10": 0.01}}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "percent, cold valid and test targets, whole catalogue" in table
+    study("table8", **{**asked, "rows": ["sasrec-id", "sasrec"]})
+    assert len(ran) == 2, "what is finished is not run again"
+
+
+def test_table_8_is_refused_where_nothing_held_out_is_cold(
+    tmp_path: Path, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    rows: list[Interaction] = [(f"u{user}", str(place % 2), place) for user in range(10) for place in range(6)]
+    raw = write_table(tmp_path / "raw", rows, {"0": "cup", "1": "chair"})
+    warm = build_table(raw, tmp_path / "warm")
+    with pytest.raises(UserError, match=f"table8 is about cold items, and {warm.path} holds none out"):
+        study("table8", **{**asked, "data": [warm.path], "rows": ["sasrec"]})
+    assert (ran, (tmp_path / "out").exists()) == ([], False)
 
 
 def test_other_flags_are_another_study(
@@ -263,7 +290,12 @@ def test_mistakes_are_one_sentence_before_anything_is_run(
 def test_mistakes_in_names_and_places(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, small_domain: Domain, ran: list[Path]
 ) -> None:
-    assert "unknown table 'table33'" in refused(capsys, "table33", "--data", small_domain.path)
+    unknown = refused(capsys, "table33", "--data", small_domain.path)
+    assert "unknown table or figure 'table33'" in unknown
+    assert "Did you mean 'table3'?" in unknown
+    assert "Did you mean 'figure4'?" in refused(capsys, "figure44", "--data", small_domain.path)
+    unknown = refused(capsys, "figure4", "--data", small_domain.path, "--rows", "grurec")
+    assert "unknown row of figure4 'grurec'; known: sasrec, sasrec-id, sasrec-text, sasrec-vision" in unknown
     assert "no --data given" in refused(capsys, "table3")
     assert "/no/where" in refused(capsys, "table3", "--data", "/no/where")
     twice = [small_domain.path, small_domain.path]

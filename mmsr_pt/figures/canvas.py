@@ -6,6 +6,7 @@ matplotlib and scikit-learn come with `pip install --editable '.[figures]'` and 
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,12 @@ def canvas(num_rows: int, num_columns: int, width: float, height: float) -> tupl
 
     figure = Figure(figsize=(num_columns * width, num_rows * height), layout="constrained")
     return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+
+
+def headline(figure: Figure, title: str, note: str) -> None:
+    """Writes what the whole is, and below it what is to be known, in as many lines as its width takes."""
+    letters = int(12 * figure.get_size_inches()[0])
+    figure.suptitle(f"{textwrap.fill(title, letters)}\n{textwrap.fill(note, letters)}".strip(), fontsize=10)
 
 
 def save(figure: Figure, file: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsr_pt.figures.canvas import COLOURS, DASHES, MARKERS, canvas
+from mmsr_pt.figures.canvas import COLOURS, DASHES, MARKERS, canvas, headline
 from mmsr_pt.run_dir import metric_lines
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def validation_curve(label: str, run_dirs: Sequence[Path], metric: str, domain: 
 def _figures(run_dir: Path, metric: str, domain: str | None) -> dict[float, float]:
     lines = metric_lines(run_dir)
     trained = [line for line in lines if line["event"] == "train"]
-    if not trained:
+    if not trained or not trained[-1]["epoch"]:
         return {}
     steps_per_epoch = round(trained[-1]["step"] / trained[-1]["epoch"])
     wanted = {"event": "eval", "model": "mmsr", "split": "valid", "slice": "all"}
@@ -88,8 +88,7 @@ def draw_convergence(panels: Sequence[Sequence[Panel]], title: str) -> Figure:
         for axes, panel in zip(axes_row, panel_row, strict=True):
             _draw(axes, panel)
     most = max((len(curve.seeds) for row in panels for panel in row for curve in panel.curves), default=0)
-    seeds = f"; means of up to {most} seeds, bands from the lowest to the highest" if most > 1 else ""
-    figure.suptitle(f"{title}{seeds}", fontsize=11)
+    headline(figure, title, f"means of up to {most} seeds; bands: lowest to highest" * (most > 1))
     return figure
 
 
@@ -124,4 +123,4 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="best")

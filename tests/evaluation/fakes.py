@@ -67,6 +67,7 @@ class FakeModel(nn.Module):
         self.items = nn.Parameter(torch.randn(num_items, 4, generator=generator).to(dtype))
         self.config = SimpleNamespace(max_history=max_history, item="id")
         self.score_scale = 2.0
+        self.trained_on = [{"name": "made up", "fingerprint": "f00d"}]
         self.batches: list[list[int]] = []
         self.user_calls = 0
         self.modes: set[bool] = set()

@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.parts import WORK_DIR, find_parts, write_ds_config
-from mmsr_pt.child_run import finish_run
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.registry import unknown_name
 from mmsr_pt.run_dir import figures_on_test, metric_lines
+from mmsr_pt.studies.child_run import finish_run
 
 log = logging.getLogger(__name__)
 

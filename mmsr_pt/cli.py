@@ -44,11 +44,11 @@ from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
 from mmsr_pt.run_dir import write_ranks
-from mmsr_pt.study import study
+from mmsr_pt.studies.table_study import study
+from mmsr_pt.studies.transfer_runs import Flags
+from mmsr_pt.studies.transfer_study import transfer_study
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.launch import init_distributed
-from mmsr_pt.transfer_runs import Flags
-from mmsr_pt.transfer_study import transfer_study
 
 log = logging.getLogger(__name__)
 

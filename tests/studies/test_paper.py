@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from mmsr_pt.paper import PAPER_TABLES, PaperTable
 from mmsr_pt.presets import TABLES
+from mmsr_pt.studies.paper import PAPER_TABLES, PaperTable
 
 TRANSFERS = {"table9", "table10"}
 CELLS = [(name, row, domain) for name, table in PAPER_TABLES.items() for row in table.rows for domain in table.domains]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmsr_pt.study_report import METRICS
+from mmsr_pt.studies.jobs import METRICS
 
 JUDGED_BY = "NDCG@10"
 BASELINES = {"popularity": "popularity", "transitions": "item transitions"}

@@ -12,13 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmsr_pt import cli, transfer_report, transfer_runs, transfer_study
+from mmsr_pt import cli
 from mmsr_pt.config import FinetuneConfig, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import TEST_RANKS, write_ranks
-from mmsr_pt.transfer_report import ran_out_of_steps
-from mmsr_pt.transfer_runs import Flags
+from mmsr_pt.studies import transfer_report, transfer_runs, transfer_study
+from mmsr_pt.studies.transfer_report import ran_out_of_steps
+from mmsr_pt.studies.transfer_runs import Flags
 from tests.conftest import build_drawn
 from tests.pretrain.launching import SMALL, ds_config
 

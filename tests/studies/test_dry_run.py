@@ -10,8 +10,8 @@ import pytest
 from mmsr_pt import cli
 from mmsr_pt.config import parse_flags
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.dry_run import describe
-from mmsr_pt.study import Run
+from mmsr_pt.studies.dry_run import describe
+from mmsr_pt.studies.table_study import Run
 from tests.pretrain.launching import ROOT, ds_config
 
 
@@ -75,7 +75,7 @@ def test_a_domain_of_twice_the_users_takes_twice_the_time(
     done, other = run_on(small_domain, "gate"), run_on(small_domain, "gate", name="large")
     users = {"large": 2 * small_domain.num_users}
     take_time(done.directory(tmp_path), small_domain.num_users, 100.0)
-    monkeypatch.setattr("mmsr_pt.dry_run._users", lambda flags: users.get(flags[1], small_domain.num_users))
+    monkeypatch.setattr("mmsr_pt.studies.dry_run._users", lambda flags: users.get(flags[1], small_domain.num_users))
     other = Run("gate", "large", 0, ("--data", "large"))
     assert f"large, seed 0 (about {2 * 118 / 60:.1f} min, as this row elsewhere" in describe([done, other], tmp_path)
     other = Run("sum", "large", 0, ("--data", "large"))

@@ -12,15 +12,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmsr_pt.config import FinetuneConfig, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import metric_lines
-
-if TYPE_CHECKING:
-    from mmsr_pt.study import Job
+from mmsr_pt.studies.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmsr_pt.log import UserError
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 
 

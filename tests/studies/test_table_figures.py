@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from mmsr_pt import study as study_module
-from mmsr_pt import study_figures
 from mmsr_pt.assembly import build_model
 from mmsr_pt.config import parse_flags, to_json
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.figures.vectors import Cloud
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import TABLES
-from mmsr_pt.study import study
-from mmsr_pt.study_figures import FIGURES
+from mmsr_pt.studies import table_figures
+from mmsr_pt.studies import table_study as study_module
+from mmsr_pt.studies.table_figures import FIGURES
+from mmsr_pt.studies.table_study import study
 from tests.pretrain.launching import ds_config
 
 SMALL = ["--width", "16", "--max_history", "6"]
@@ -59,7 +59,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         pictures.append(figure)
         file.write_bytes(b"a picture")
 
-    monkeypatch.setattr(study_figures, "save", save)
+    monkeypatch.setattr(table_figures, "save", save)
     return pictures
 
 
@@ -125,13 +125,13 @@ def test_the_vectors_are_those_of_the_bundles(
 ) -> None:
     kept: list[Cloud] = []
     maker = {"figure8": "item_cloud", "figure9": "user_cloud"}[name]
-    make = getattr(study_figures, maker)
+    make = getattr(table_figures, maker)
 
     def looked_at(*given: Any) -> Cloud:
         kept.append(make(*given))
         return kept[-1]
 
-    monkeypatch.setattr(study_figures, maker, looked_at)
+    monkeypatch.setattr(table_figures, maker, looked_at)
     study(name, **asked)
     assert [path.parent.name for path in ran] == ["sasrec-id", "sasrec"]
     assert [cloud.vectors.shape[1] for cloud in kept] == [16, 16]

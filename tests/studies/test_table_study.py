@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from mmsr_pt import cli
-from mmsr_pt import study as study_module
-from mmsr_pt.child_run import finish_run
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
-from mmsr_pt.paper import PAPER_TABLES
 from mmsr_pt.presets import TABLES, Table
-from mmsr_pt.study import study, varied_fields
-from mmsr_pt.study_report import StudyReport, mean_and_std, metrics_of, row_flags
+from mmsr_pt.studies import table_study as study_module
+from mmsr_pt.studies.child_run import finish_run
+from mmsr_pt.studies.paper import PAPER_TABLES
+from mmsr_pt.studies.table_report import StudyReport, mean_and_std, metrics_of, row_flags
+from mmsr_pt.studies.table_study import study, varied_fields
 from tests.data.raw import Interaction, build_table, write_table
 from tests.pretrain.launching import ROOT, SMALL, ds_config, metrics
 
@@ -158,7 +158,7 @@ def test_a_table_of_many_columns_is_one_for_each_metric(
     assert len((tmp_path / "out" / "table.md").read_text().splitlines()[2].split(" | ")) == 9
     report = StudyReport(tmp_path / "out", TABLES["table3"], {"table": "table3", "flags": []}, two_domains)
     with pytest.MonkeyPatch.context() as narrow:
-        narrow.setattr("mmsr_pt.study_report._WIDEST", 7)
+        narrow.setattr("mmsr_pt.studies.table_report._WIDEST", 7)
         lines = report.markdown().splitlines()
     assert lines[2] == f"| fusion | {first} HR@10 | {second} HR@10 | {paper.format('HR@10')} |"
     assert lines[4] == "| gate | 10.00 | 10.00 | 8.95 | 3.91 |"
@@ -310,7 +310,7 @@ def test_mistakes_in_names_and_places(
 def test_a_package_without_the_script_says_so(
     capsys: pytest.CaptureFixture[str], small_domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmsr_pt.child_run._ROOT", Path("/site-packages"))
+    monkeypatch.setattr("mmsr_pt.studies.child_run._ROOT", Path("/site-packages"))
     assert "from a source checkout" in refused(capsys, "table3", "--data", small_domain.path)
 
 

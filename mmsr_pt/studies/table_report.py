@@ -14,12 +14,11 @@ from typing import Any
 from mmsr_pt.config import as_flag
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
-from mmsr_pt.paper import PAPER_TABLES
 from mmsr_pt.presets import Setting, Table
 from mmsr_pt.run_dir import figures_on_test
+from mmsr_pt.studies.jobs import METRICS, RESULTS
+from mmsr_pt.studies.paper import PAPER_TABLES
 
-METRICS = ("HR@10", "NDCG@10")
-RESULTS = "results.json"
 _WIDEST = 8
 """Columns of figures in one table; of more, each metric has its own."""
 

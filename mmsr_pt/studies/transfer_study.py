@@ -22,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_pt.assembly import build_order, open_domains
-from mmsr_pt.child_run import FINETUNE, PRETRAIN, find_script
 from mmsr_pt.config import FinetuneConfig, ModelConfig, fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.dry_run import describe
 from mmsr_pt.figures.canvas import require_drawing
 from mmsr_pt.log import UserError, naming_a_full_disk
-from mmsr_pt.study import OWN_FLAGS, alone_in, carry_out, check_place, open_distinct, print_plainly
-from mmsr_pt.study_report import RESULTS
+from mmsr_pt.studies.child_run import FINETUNE, PRETRAIN, find_script
+from mmsr_pt.studies.dry_run import describe
+from mmsr_pt.studies.jobs import OWN_FLAGS, RESULTS, alone_in, carry_out, check_place, open_distinct, print_plainly
+from mmsr_pt.studies.transfer_report import PICTURE, TransferReport
+from mmsr_pt.studies.transfer_runs import NO_FLAGS, Cell, Flags, all_cells
 from mmsr_pt.training.ds_config import read_ds_config
-from mmsr_pt.transfer_report import PICTURE, TransferReport
-from mmsr_pt.transfer_runs import NO_FLAGS, Cell, Flags, all_cells
 
 log = logging.getLogger(__name__)
 

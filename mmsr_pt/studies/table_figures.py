@@ -21,7 +21,8 @@ from mmsr_pt.figures.vectors import NUM_USERS, Cloud, draw_items, draw_users, it
 from mmsr_pt.hub import find_bundle, load_model
 from mmsr_pt.presets import TABLES
 from mmsr_pt.registry import unknown_name
-from mmsr_pt.study_report import METRICS, kept_seeds, run_directory
+from mmsr_pt.studies.jobs import METRICS
+from mmsr_pt.studies.table_report import kept_seeds, run_directory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

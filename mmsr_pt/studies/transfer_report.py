@@ -28,8 +28,9 @@ from mmsr_pt.evaluation.metrics import per_user_metrics
 from mmsr_pt.figures.canvas import save
 from mmsr_pt.figures.convergence import Panel, draw_convergence, validation_curve
 from mmsr_pt.run_dir import figures_on_test, metric_lines, read_ranks
-from mmsr_pt.study_report import METRICS, RESULTS, described_domains, require_same, write_results
-from mmsr_pt.transfer_table import BASELINES, JUDGED_BY, by_kind, by_size, size_name, tables, title, users
+from mmsr_pt.studies.jobs import METRICS, RESULTS
+from mmsr_pt.studies.table_report import described_domains, require_same, write_results
+from mmsr_pt.studies.transfer_table import BASELINES, JUDGED_BY, by_kind, by_size, size_name, tables, title, users
 
 Model = Literal["source", "zero-shot", "scratch", "idsr", "transfer"]
 EVALUATION = "evaluation.json"

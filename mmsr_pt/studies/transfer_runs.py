@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsr_pt.child_run import FINETUNE, PRETRAIN, evaluation_command, finish_evaluation, finish_run, run_command
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.run_dir import TEST_RANKS, figures_on_test
-from mmsr_pt.study_report import row_flags
+from mmsr_pt.studies.child_run import FINETUNE, PRETRAIN, evaluation_command, finish_evaluation, finish_run, run_command
+from mmsr_pt.studies.table_report import row_flags
+from mmsr_pt.studies.transfer_report import EVALUATION, Model, directory_of, figures_of_evaluation
+from mmsr_pt.studies.transfer_table import size_name
 from mmsr_pt.transfer import SCRATCH
-from mmsr_pt.transfer_report import EVALUATION, Model, directory_of, figures_of_evaluation
-from mmsr_pt.transfer_table import size_name
 
 _IDSR = {"item": "id", "cache": False, "naive": False, "modality_dropout": 0.0}
 """Items are numbers: there is no content to cache, or to drop."""

@@ -1,0 +1,1 @@
+"""Tests of the studies, with made-up runs where real ones would take long."""

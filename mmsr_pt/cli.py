@@ -34,9 +34,9 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.cases import Split, UserSample
 from mmsr_pt.evaluation.evaluate import (
-    CatalogueScorer,
     EvalLine,
     ItemSource,
+    catalogue_scorer,
     encode_catalogue,
     evaluate,
     evaluate_baselines,
@@ -127,7 +127,7 @@ def recommend_command(
         _require(bool(item_ids), "--history names no item: give item ids separated by commas")
         rows = rows_of_items(domain, item_ids)
     recommender, source = _open(model, domain)
-    scorer = CatalogueScorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
+    scorer = catalogue_scorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
     found = recommend(scorer, domain, rows, top_k, recommender.config.max_history, recommender.score_scale)
     if state.is_main_process:
         behind = f"user {user}" if user is not None else f"{len(rows)} items"

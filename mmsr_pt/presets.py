@@ -34,6 +34,8 @@ MAE: Setting = {"vision": "hf:facebook/vit-mae-base", "patch_mask": 0.75}
 ONLY_TEXT: Setting = {"vision": "none"}
 ONLY_VISION: Setting = {"text": "none"}
 ONLY_ID: Setting = {"item": "id", "cache": False}
+CODES: Setting = {"item": "codes", "text_tune": "frozen", **ONLY_TEXT}
+"""Of VQRec, whose text tower never trains."""
 
 # sections 4.2 and 4.4, appendix B
 PAPER: Setting = {
@@ -117,6 +119,20 @@ TABLES: dict[str, Table] = {
         "sequence encoder; IDSR, titles, pictures, both",
         {**_table4("sasrec"), **_table4("grurec"), **_table4("nextitnet")},
         ours={**_table4("bert4rec"), **_table4("rotary")},
+        common={"text": ROBERTA, "vision": SWIN},
+    ),
+    "table5": Table(
+        "MMSR and what it is compared with",
+        {
+            "grurec": {"sequence": "grurec", **ONLY_ID},
+            "nextitnet": {"sequence": "nextitnet", **ONLY_ID},
+            "sasrec": {"sequence": "sasrec", **ONLY_ID},
+            "fdsa": {"item": "both", "sequence": "fdsa"},
+            "carca++": {"item": "both", "sequence": "carca"},
+            "vqrec": CODES,
+            "morec++": {"fusion": "concat"},
+            "mmsr": {"fusion": "merge"},
+        },
         common={"text": ROBERTA, "vision": SWIN},
     ),
     "table6": Table(

@@ -172,7 +172,7 @@ def study_command(
     skips what is finished; further rows, domains and seeds join the same --out.
 
     Args:
-        table: table2, table3, table4, table6, table7 or table11 to table14 (mmsr_pt/presets.py has the rows).
+        table: table2 to table7 or table11 to table14 (mmsr_pt/presets.py has the rows).
         data: Domain directories; each row runs on each by itself.
         rows: Some rows; none given: all.
         seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.

@@ -326,5 +326,5 @@ def test_the_number_of_layers_is_the_papers_unless_one_is_given(name):
 
 
 def test_an_unknown_encoder_lists_the_known():
-    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: bert4rec, grurec, .*sasrec"):
+    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: bert4rec, carca, .*sasrec"):
         sequence_encoders["sasrek"]

@@ -28,9 +28,8 @@ def attended_softmax_loss(
     inclusion: Tensor,
     own: Tensor,
     positions: Tensor,
-    domains: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`losses.softmax_loss` with scores from a function.
+    """`losses.softmax_loss` with scores from a function, within one domain.
 
     Args:
         positive: [M] scores of the targets.
@@ -40,15 +39,12 @@ def attended_softmax_loss(
         inclusion: [C] chance that the item is among the candidates, in (0, 1].
         own: [B, K] int64 columns that do not count as negatives.
         positions: [M] int64, where targets stand in the B x L positions.
-        domains: [B] and [C] int64, of users and candidates, which meet within a domain only; None: all in one.
 
     Returns:
         Scalar sum in float32.
     """
     num_users, length = users.shape[:2]
     left_out = torch.zeros(num_users, len(candidates), dtype=torch.bool, device=users.device).scatter_(1, own, True)
-    if domains is not None:
-        left_out |= domains[0][:, None] != domains[1]
     correction = inclusion.log()
 
     def partition(some: Tensor, few: Tensor, not_these: Tensor, lower: Tensor) -> Tensor:

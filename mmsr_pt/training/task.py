@@ -76,16 +76,17 @@ class NextItemTask(nn.Module):
             pool = torch.cat([pool, batch.bank.pool_rate])
             frozen = batch.bank.vectors.to(vectors.dtype)
         inclusion = inclusion_probability(occurrence, interactions_by_domain(batch, self.num_domains)[domain], pool)
-        of_user = None if self.num_domains == 1 else domain[batch.sequence[:, 0]]
         own = own_columns(batch)
         if not self.model.scores_by_product:
+            assert self.num_domains == 1, "such a model learns the items of one domain"
             encoder = self.model.sequence_encoder
             candidates = encoder.as_candidates(vectors if frozen is None else torch.cat([vectors, frozen]))
-            met = None if of_user is None else (of_user, domain)
             return attended_softmax_loss(
-                positive, encoder.score_all, users, candidates, inclusion, own, batch.positions, met
+                positive, encoder.score_all, users, candidates, inclusion, own, batch.positions
             )
         user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
-        domains = None if of_user is None else (of_user[user], domain)
+        domains = None
+        if self.num_domains > 1:
+            domains = domain[batch.sequence[:, 0]][user], domain
         queries = self.model.score_scale * users
         return softmax_loss(positive, queries, vectors, inclusion, own[user], domains, frozen)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,8 @@ class Usage:
     """What a command took."""
 
     seconds: float
+    processor_seconds: float
+    """Of the process and all its children, user and system."""
     peak_bytes: int
     """Of the process and all its children at the moment when they held most."""
 
@@ -97,7 +100,7 @@ def draw(root: Path, num_users: int, num_items: int, mean_length: int, seed: int
 
 def watched(command: list[str]) -> Usage:
     """Runs a command to its end; raises RuntimeError with its last lines when it fails."""
-    start = time.perf_counter()
+    start, spent_before = time.perf_counter(), _children_seconds()
     peak = 0
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     with tempfile.TemporaryFile() as output:
@@ -110,7 +113,13 @@ def watched(command: list[str]) -> Usage:
             output.seek(0)
             said = output.read().decode(errors="replace").splitlines()[-20:]
             raise RuntimeError("\n".join([f"{' '.join(command)} failed:", *said]))
-    return Usage(seconds, peak)
+    return Usage(seconds, _children_seconds() - spent_before, peak)
+
+
+def _children_seconds() -> float:
+    """Processor time of all children that have ended, and of theirs."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def tree_bytes(pid: int) -> int:

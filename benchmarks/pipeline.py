@@ -86,7 +86,7 @@ def stream(domain: Domain, settings: Settings, num_workers: int) -> float:
     users = UserStream(
         order=StreamOrder(tar_users, (1.0,), settings.batch, lanes, shuffle_buffer=256, seed=0),
         tables=[ItemTable.of(domain, 0, pool_size=128)],
-        tar_paths=[[str(tar.path) for tar in domain.train_tars]],
+        tars=[domain.train_tars],
         user_bases=[0],
         preprocessor=Preprocessor(tokenizer, image),
         share=Share(0, 1, accumulation=1, replicate_pool=False),

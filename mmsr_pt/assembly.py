@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,12 +16,13 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.naive import every_slot
 from mmsr_pt.data.order import StreamOrder, choose_lanes
-from mmsr_pt.data.preprocess import Preprocessor, tokenizer_for
+from mmsr_pt.data.preprocess import Preprocessor, Tokenizer, tokenizer_for
 from mmsr_pt.data.shards.build import ensure_drawn_domain
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
+from mmsr_pt.models.item_encoder import TrainedTowers
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.text import check_hf_place, check_text_name
@@ -31,10 +32,11 @@ from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import ParamGroup, check_gradients, group_table, param_groups
 
 
-def open_domains(config: PretrainConfig) -> list[Domain]:
+def open_domains(config: PretrainConfig, drawn: Literal["source", "target"] = "source") -> list[Domain]:
     """The domains of --data, or the drawn one; raises UserError where one lacks what the model reads."""
     model = config.model
-    domains = [Domain.load(path) for path in config.data.data or (ensure_drawn_domain(),)]
+    paths = config.data.data or (ensure_drawn_domain(variant=drawn),)
+    domains = [Domain.load(path, config.data.max_users, config.run.seed) for path in paths]
     if model.learns_items and len(domains) > 1:
         raise UserError(
             f"--item {model.item} learns one domain's items, {len(domains)} domains were given: name one --data"
@@ -80,13 +82,23 @@ def check_together(config: PretrainConfig, ds_config: Mapping[str, Any]) -> None
         )
 
 
-def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRModel, Preprocessor]:
+def build_model(
+    config: ModelConfig,
+    domains: Sequence[Domain],
+    trained: TrainedTowers | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> tuple[MMSRModel, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.
 
     Collective with `--item codes`, whose codebook is fitted on the domains' titles: call on every rank.
+
+    Args:
+        config: of the model.
+        domains: to train on.
+        trained: towers of another model, which go on learning in this one.
+        tokenizer: of a trained text tower.
     """
-    tokenizer = None
-    if config.reads_content:
+    if config.reads_content and tokenizer is None:
         if config.vlp != "none":
             check_hf_place("--vlp", config.vlp.removeprefix("hf:"))
         check_text_name(config.text)
@@ -95,6 +107,7 @@ def build_model(config: ModelConfig, domains: Sequence[Domain]) -> tuple[MMSRMod
         config,
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,
         num_items=domains[0].num_items if config.learns_items else None,
+        trained=trained,
     )
     preprocessor = Preprocessor(tokenizer, model.image_spec, config.title_tokens)
     if isinstance(model.item_encoder, CodeItemEncoder):
@@ -155,7 +168,7 @@ def build_stream(
     stream = UserStream(
         order=order,
         tables=tables,
-        tar_paths=[[str(tar.path) for tar in domain.train_tars] for domain in domains],
+        tars=[domain.train_tars for domain in domains],
         user_bases=user_bases,
         preprocessor=preprocessor if cache is None else cache.preprocessor,
         share=Share(place.rank, place.world_size, accumulation, replicate_pool=is_bce),

@@ -155,7 +155,8 @@ class BackgroundEvaluation:
         command = [sys.executable, "-m", "mmsr_pt.cli", "evaluate", "--split", "valid", "--no_baselines"]
         command += ["--model", str(self.snapshot(self.step)), "--data", str(self._domains[number].path)]
         command += ["--batch_size", str(run.eval_batch_size), "--eval_users", str(run.eval_users)]
-        command += ["--seed", str(run.seed), "--out", str(self._out(number))]
+        command += ["--seed", str(run.seed), "--max_users", str(self._domains[number].max_users)]
+        command += ["--out", str(self._out(number))]
         with (self._place(self.step) / "log").open("wb") as output:
             self._process = subprocess.Popen(
                 command,

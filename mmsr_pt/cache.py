@@ -123,6 +123,7 @@ class _Builder:
         num_workers: int,
     ) -> None:
         self._encoder, self._dtype, self._device, self._num_workers = encoder, dtype, device, num_workers
+        self._compute_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         self._reads = Preprocessor(
             tokenizer=preprocessor.tokenizer if _is_cut(encoder.text) else None,
             image=preprocessor.image if _is_cut(encoder.vision) else None,
@@ -151,14 +152,15 @@ class _Builder:
             )
             for name, tensor in tower.prefix_state().items():
                 key.update(name.encode())
+                if tensor.is_floating_point():
+                    # as it computes: a bundle of a bf16 run holds its frozen weights rounded, and gives the same
+                    tensor = tensor.to(self._compute_dtype)
                 key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return key.hexdigest()[:32]
 
     def _build(self, domain: Domain, directory: Path, lengths: Tensor | None) -> None:
         """Writes the cache of a domain, each rank its share of the rows. Collective."""
-        encoder = copy.deepcopy(self._encoder).to(
-            self._device, torch.float32 if self._dtype == torch.float32 else torch.bfloat16
-        )
+        encoder = copy.deepcopy(self._encoder).to(self._device, self._compute_dtype)
         unfinished = directory.with_name(f".{directory.name}.tmp")
         text, _, vision = _prefix(encoder, next(self._batches(domain, np.arange(1))).to(self._device))
         layout = Layout(

@@ -17,7 +17,12 @@ _WITH_FEATURES = {"fdsa": "FDSA", "carca": "CARCA++"}
 
 
 def model_card(
-    config: ModelConfig, domains: Sequence[Domain], step: int, validation_ndcg: float, joins_itself: bool = False
+    config: ModelConfig,
+    domains: Sequence[Domain],
+    step: int,
+    validation_ndcg: float,
+    joins_itself: bool = False,
+    before: Sequence[str] = (),
 ) -> str:
     """A short model card in Markdown, with the header that the Hugging Face hub reads.
 
@@ -27,8 +32,10 @@ def model_card(
         step: optimizer steps that these weights have seen.
         validation_ndcg: their NDCG@10 on the validation targets, a fraction, mean over the domains.
         joins_itself: see ItemEncoder.
+        before: names of the domains on which it was trained before these.
     """
     names = ", ".join(domain.name for domain in domains)
+    start = f", started from a model of {', '.join(before)}" if before else ""
     header = ModelCardData(
         library_name="mmsr_pt", tags=["recommender-system", "sequential-recommendation", *_modalities(config)]
     )
@@ -36,7 +43,7 @@ def model_card(
 {header.to_yaml()}
 ---
 
-# {kind(config)}, trained on {names}
+# {kind(config)}, trained on {names}{start}
 
 A sequential recommender: it reads the newest {config.max_history} items of a user's history and scores every item of a
 catalogue as the next one. {_what_an_item_is(config)}

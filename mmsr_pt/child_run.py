@@ -1,4 +1,7 @@
-"""A run of pretrain/run.py in a process of its own: started, or taken up where it was broken off."""
+"""Runs of pretrain/run.py and finetune/run.py, and evaluations, in processes of their own.
+
+A run is started, or taken up where it was broken off; an evaluation is made from the beginning.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,37 @@ from pathlib import Path
 from mmsr_pt.log import UserError
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SCRIPT = _ROOT / "pretrain" / "run.py"
+PRETRAIN, FINETUNE = "pretrain", "finetune"
 
 
-def find_script() -> Path:
-    """Where pretrain/run.py is.
+def find_script(name: str = PRETRAIN) -> Path:
+    """Where pretrain/run.py is, or finetune/run.py.
 
     Raises:
         UserError: the package was installed without it.
     """
-    if not _SCRIPT.is_file():
+    script = _ROOT / name / "run.py"
+    if not script.is_file():
         raise UserError(
-            f"there is no {_SCRIPT}: runs are started from a source checkout, install from one with "
+            f"there is no {script}: runs are started from a source checkout, install from one with "
             "pip install --editable ."
         )
-    return _SCRIPT
+    return script
+
+
+def run_command(run_dir: Path, flags: Sequence[str], num_gpus: int = 0, script: str = PRETRAIN) -> list[str]:
+    """What starts a run, or takes it up where it has a checkpoint; arguments as of `finish_run`."""
+    words = [*_launcher(num_gpus), str(find_script(script)), *flags, "--run_dir", str(run_dir)]
+    return [*words, "--resume"] if (run_dir / "checkpoints" / "latest").exists() else words
 
 
 def finish_run(
-    run_dir: Path, flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0
+    run_dir: Path,
+    flags: Sequence[str],
+    log_file: Path,
+    inherited: Sequence[int] = (),
+    num_gpus: int = 0,
+    script: str = PRETRAIN,
 ) -> None:
     """Waits for one run, which goes on from its last checkpoint if it has one.
 
@@ -41,15 +56,29 @@ def finish_run(
         log_file: where what it prints is added.
         inherited: file descriptors that stay open for as long as it lives.
         num_gpus: of the deepspeed launcher; 0: one plain process.
+        script: whose run it is.
 
     Raises:
         UserError: it did not end well; names what it said last, and the log.
     """
-    words = [*_launcher(num_gpus), str(find_script()), *flags, "--run_dir", str(run_dir)]
-    if (run_dir / "checkpoints" / "latest").exists():
-        words.append("--resume")
-    elif run_dir.exists():
+    words = run_command(run_dir, flags, num_gpus, script)
+    if "--resume" not in words and run_dir.exists():
         shutil.rmtree(run_dir)
+    _wait_for(words, log_file, inherited)
+
+
+def evaluation_command(flags: Sequence[str], num_gpus: int = 0) -> list[str]:
+    """What starts `mmsr-pt evaluate`; arguments as of `finish_run`."""
+    launcher = [*_launcher(num_gpus), "--no_local_rank", "--module"] if num_gpus else [sys.executable, "-m"]
+    return [*launcher, "mmsr_pt.cli", "evaluate", *flags]
+
+
+def finish_evaluation(flags: Sequence[str], log_file: Path, inherited: Sequence[int] = (), num_gpus: int = 0) -> None:
+    """Waits for one `mmsr-pt evaluate`; arguments and errors as of `finish_run`."""
+    _wait_for(evaluation_command(flags, num_gpus), log_file, inherited)
+
+
+def _wait_for(words: Sequence[str], log_file: Path, inherited: Sequence[int]) -> None:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("a", encoding="utf-8") as printed:
         before = printed.tell()

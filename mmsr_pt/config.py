@@ -13,13 +13,14 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import find_preset
 from mmsr_pt.registry import unknown_name
 
 ConfigT = TypeVar("ConfigT")
+RunT = TypeVar("RunT", bound="PretrainConfig")
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -219,6 +220,9 @@ class DataConfig:
     """Domain directories made by shards/build.py; none given: the drawn domain, built under data/ first."""
     weights: tuple[float, ...] = ()
     """Share of each domain in an epoch, relative to its users (1 1: every user once); none given: all 1."""
+    max_users: int = 0
+    """Users of each domain who train and validate, drawn by --seed, a smaller number's among a larger one's; 0: all.
+    The test asks all users of the domain, and what is cold or popular follows from those who train."""
     num_workers: int = -1
     """Loader processes of each rank (a power of two); 0 reads in the training process, -1 chooses by cores."""
     shuffle_buffer: int = 256
@@ -239,6 +243,7 @@ class DataConfig:
             f"--weights has {len(self.weights)} numbers for {len(self.data)} domains: give one for each of --data",
         )
         _require(all(w > 0 for w in self.weights), f"--weights {self.weights} must all be above 0")
+        _require(self.max_users >= 0, f"--max_users {self.max_users} must not be negative")
         _require(self.shuffle_buffer >= 1, f"--shuffle_buffer {self.shuffle_buffer} must be at least 1")
         _require(self.pool_size >= 1, f"--pool_size {self.pool_size} must be at least 1")
         workers = self.num_workers
@@ -378,6 +383,21 @@ class PretrainConfig:
             )
 
 
+@dataclass(frozen=True)
+class TransferConfig:
+    """What a run starts from."""
+
+    init: str = "none"
+    """A run directory, a bundle directory or a hub id whose model goes on learning; none: from scratch."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(PretrainConfig):
+    """Fine-tune a recommender on another domain; settings of the model that are not given are those of --init."""
+
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+
 def preset(name: str, but: Collection[str] = ()) -> PretrainConfig:
     """The defaults that `--preset name` stands for; flags given beside it win.
 
@@ -411,28 +431,36 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any], where: str) -> Config
     return kind(**values)
 
 
-def parse_flags(argv: list[str]) -> PretrainConfig:
+@overload
+def parse_flags(argv: list[str]) -> PretrainConfig: ...
+@overload
+def parse_flags(argv: list[str], kind: type[RunT], model: ModelConfig | None = None) -> RunT: ...
+def parse_flags(
+    argv: list[str], kind: type[PretrainConfig] = PretrainConfig, model: ModelConfig | None = None
+) -> PretrainConfig:
     """The configuration that command-line flags ask for; a flag beats its preset.
+
+    Args:
+        argv: the flags.
+        kind: which script's.
+        model: settings of a model that goes on learning: flags beat them, they beat the preset.
 
     Raises:
         UserError: an unknown flag or a value that it cannot take.
     """
     import tyro
 
-    given = fields_given(argv)
-    name = "default"
-    for position, word in enumerate(argv):
-        if word == "--preset" and position + 1 < len(argv):
-            name = argv[position + 1]
-        elif word.startswith("--preset="):
-            name = word.partition("=")[2]
+    given = fields_given(argv, kind)
     # what is given wins anyway; left in, the preset's value might contradict it before it is replaced
-    default = preset(name, but=given)
+    settings = preset(flag_value(argv, "preset") or "default", but=given)
+    if model is not None:
+        settings = dataclasses.replace(settings, model=model)
+    default = kind(**{part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)})
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                PretrainConfig,
+                kind,
                 args=argv,
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
@@ -441,12 +469,12 @@ def parse_flags(argv: list[str]) -> PretrainConfig:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise UserError(_sentence_in_box(complaint.getvalue())) from None
+        raise UserError(_sentence_in_box(complaint.getvalue(), kind)) from None
 
 
-def fields_given(argv: Sequence[str]) -> list[str]:
+def fields_given(argv: Sequence[str], kind: type[PretrainConfig] = PretrainConfig) -> list[str]:
     """The fields that flags stand for, in their order; raises UserError where one stands for none."""
-    parts = [part.default_factory for part in dataclasses.fields(PretrainConfig)]
+    parts = [part.default_factory for part in dataclasses.fields(kind)]
     known = ["--help", *(f"--{f.name}" for part in parts for f in dataclasses.fields(part))]  # type: ignore[arg-type]
     given = []
     for word in argv:
@@ -460,16 +488,27 @@ def fields_given(argv: Sequence[str]) -> list[str]:
     return given
 
 
+def flag_value(argv: Sequence[str], field: str) -> str | None:
+    """What stands behind the last flag of that name; None: it is not there."""
+    value = None
+    for position, word in enumerate(argv):
+        if word == f"--{field}" and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif word.startswith(f"--{field}="):
+            value = word.partition("=")[2]
+    return value
+
+
 def as_flag(word: str) -> str | None:
     """The flag that a word of a command line is, with underscores and without a value; None: a value by itself."""
     return word.partition("=")[0].replace("-", "_").replace("__", "--", 1) if word.startswith("--") else None
 
 
-def _sentence_in_box(box: str) -> str:
+def _sentence_in_box(box: str, kind: type[PretrainConfig]) -> str:
     """What tyro says, without its frame, its help text and the name of the config class that refused a value."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rules = [number for number, line in enumerate(lines) if line.startswith("──")]
     said = " ".join(" ".join(lines[: rules[0] if rules else None]).split())
-    for part in (PretrainConfig.__name__, *(part.name for part in dataclasses.fields(PretrainConfig))):
+    for part in (kind.__name__, *(part.name for part in dataclasses.fields(kind))):
         said = said.removeprefix(f"Error parsing {part}: ")
     return f"{said.partition(' Got errors:')[0].rstrip('.')} (--help tells what each flag takes)"

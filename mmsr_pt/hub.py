@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.evaluation.evaluate import BASELINES
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE
 from mmsr_pt.models.recommender import MMSRModel
@@ -15,8 +17,8 @@ from mmsr_pt.run_dir import BUNDLE
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_bundle(reference: str) -> Path:
-    """The bundle that `--model` names: a run's `model/`, a bundle directory, or a download from the hub.
+def find_bundle(reference: str, flag: str = "--model") -> Path:
+    """The bundle that `flag` names: a run's `model/`, a bundle directory, or a download from the hub.
 
     Raises:
         UserError: there is none.
@@ -35,10 +37,45 @@ def find_bundle(reference: str) -> Path:
             f"{path} is neither a run directory (with {BUNDLE}/) nor a bundle (with {CONFIG_FILE} and {WEIGHTS_FILE})"
         )
     if path.exists():
-        raise UserError(f"--model {reference} is a file: give the run directory or the bundle directory it belongs to")
+        raise UserError(f"{flag} {reference} is a file: give the run directory or the bundle directory it belongs to")
     if not _HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
         raise UserError(f"there is no directory {reference}: give a run directory, a bundle or a hub id like user/name")
     return _download(reference)
+
+
+def short_names(references: Sequence[str]) -> list[str]:
+    """What tables call the models: `mmsr` a lone one, several by the ends of their paths or hub ids.
+
+    Each has as few parts from the end of its path as set it apart from the others and from the baselines: of runs/a and
+    runs/b a and b, of runs/a/seed-0 and runs/b/seed-0 these two last parts.
+
+    Raises:
+        UserError: one is named twice.
+    """
+    if len(references) == 1:
+        return ["mmsr"]
+    paths = [_parts(reference) for reference in references]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UserError(f"--model names {references[number]} twice: leave one out")
+    ends = [1] * len(paths)
+    while True:
+        names = ["/".join(path[-end:]) for path, end in zip(paths, ends)]
+        clashes = [n for n, name in enumerate(names) if names.count(name) > 1 or name in BASELINES]
+        clashes = [n for n in clashes if ends[n] < len(paths[n])]
+        if not clashes:
+            return names
+        for number in clashes:
+            ends[number] += 1
+
+
+def _parts(reference: str) -> tuple[str, ...]:
+    """Of the whole path of a run directory, also where its bundle is named; or of a hub id."""
+    path = Path(reference).expanduser()
+    if not path.exists():
+        return tuple(reference.split("/"))
+    parts = (path.resolve() if ".." in path.parts else path.absolute()).parts[1:]
+    return parts[:-1] if parts[-1:] == (BUNDLE,) and len(parts) > 1 else parts
 
 
 def _download(hub_id: str) -> Path:

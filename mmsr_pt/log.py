@@ -44,7 +44,7 @@ def setup_logging(rank: int = 0) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("httpx", "PIL", "matplotlib", "DeepSpeed"):
+    for noisy in ("httpx", "httpx2", "PIL", "matplotlib", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # warns of every try to reach the hub; the error that comes of it says enough
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -7,14 +7,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from mmsr_pt.config import PretrainConfig, to_json
+from mmsr_pt.evaluation.cases import ProtocolName
 from mmsr_pt.log import UserError, naming_a_full_disk
 
 BUNDLE = "model"
+TEST_RANKS = "test_ranks.parquet"
 _CONFIGS = {"config.json", "ds_config.json"}
 
 
@@ -130,7 +134,8 @@ class MetricsLog:
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Appends an `eval` line."""
         self._append(line)
-        prefix = "/".join([line["split"], line["model"], line["slice"]])
+        asked = "cold" if line.get("protocol") == "cold" else line["split"]
+        prefix = "/".join([asked, line["model"], line["slice"]])
         for name, value in line.items():
             if name.startswith(("HR@", "NDCG@", "MRR")):
                 self._board.add_scalar(f"{prefix}/{name}", value, line["step"])
@@ -151,10 +156,31 @@ def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     return list(_entries(path)) if path.is_file() else []
 
 
-def figures_on_test(run_dir: Path) -> dict[str, Any] | None:
-    """The figures of the run's model on all test users; None: it has not got so far."""
-    wanted = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
+def figures_on_test(run_dir: Path, protocol: ProtocolName = "leave-one-out") -> dict[str, Any] | None:
+    """The figures of the run's model in the test at its end; None: there are none.
+
+    Args:
+        run_dir: of the run.
+        protocol: `leave-one-out`: on every user's test item, as any finished run has them; `cold`: on the cold items
+            among those held out, which are missing where none is cold. The paper counts the cold items of training
+            parts too; but on these a model shows what it remembers of its training, and ids are best at that.
+    """
+    asked = {"split": "any", "slice": "held-out"} if protocol == "cold" else {"split": "test", "slice": "all"}
+    wanted = {"event": "eval", "model": "mmsr", **asked}
     return next((line for line in metric_lines(run_dir) if wanted.items() <= line.items()), None)
+
+
+def write_ranks(path: Path, tables: Sequence[pl.DataFrame]) -> None:
+    """Writes tables as `evaluate` hands them out (KeepRanks) into one parquet file, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    pl.concat(tables).write_parquet(temporary)
+    temporary.replace(path)
+
+
+def read_ranks(run_dir: Path, domain: str) -> pl.DataFrame:
+    """By user, in order: user, target and rank of the run's model on the test users of a domain."""
+    ranks = pl.read_parquet(run_dir / TEST_RANKS).filter(pl.col("domain") == domain, pl.col("split") == "test")
+    return ranks.select("user", "target", "rank").sort("user")
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -169,7 +195,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str]:
     """The lines of a metrics.jsonl that stand at `step` or before."""
     for entry in _entries(path):
-        is_made_anew = entry["event"] == "eval" and (entry["split"] == "test" or entry["step"] == without_figures_of)
+        is_under_evaluation = 0 < entry["step"] == without_figures_of
+        is_made_anew = entry["event"] == "eval" and (entry["split"] != "valid" or is_under_evaluation)
         if entry["step"] <= step and not is_made_anew:
             yield json.dumps(entry)
 

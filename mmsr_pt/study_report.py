@@ -1,4 +1,4 @@
-"""What a study has found so far, read from its runs: results.json and table.md.
+"""What a study has found so far, read from its runs, beside the paper's figures: results.json and table.md.
 
 Fractions in the file, percent in the table.
 """
@@ -14,16 +14,31 @@ from typing import Any
 from mmsr_pt.config import as_flag
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
+from mmsr_pt.paper import PAPER_TABLES
 from mmsr_pt.presets import Setting, Table
 from mmsr_pt.run_dir import figures_on_test
 
 METRICS = ("HR@10", "NDCG@10")
 RESULTS = "results.json"
+_WIDEST = 8
+"""Columns of figures in one table; of more, each metric has its own."""
+
+
+def metrics_of(table: str) -> tuple[str, ...]:
+    """What a study of that table reports: METRICS, and whatever else the paper has there."""
+    paper = PAPER_TABLES.get(table)
+    return paper.metrics if paper is not None and set(METRICS) <= set(paper.metrics) else METRICS
 
 
 def run_directory(out: Path, domain: str, row: str, seed: int) -> Path:
     """Where a study in `out` keeps a run."""
     return out / domain / row / f"seed-{seed}"
+
+
+def kept_seeds(out: Path, domain: str, row: str) -> list[int]:
+    """The seeds of which a study in `out` keeps a run of a row, finished or not, in order."""
+    kept = run_directory(out, domain, row, 0).parent
+    return sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
 
 
 def row_flags(setting: Setting, further: Sequence[str] = ()) -> list[str]:
@@ -48,27 +63,62 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
+def described_domains(domains: Sequence[Domain]) -> dict[str, dict[str, str]]:
+    """What a study's results say of the domains that it ran on."""
+    return {d.name: {"fingerprint": d.fingerprint, "data": str(d.path)} for d in domains}
+
+
+def require_same(
+    out: Path, before: Mapping[str, Any], shared: Mapping[str, Any], domains: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Raises UserError where the results that stand in `out` are another study's.
+
+    Args:
+        out: directory of the study.
+        before: what stands in its results.json.
+        shared: what all its runs share, by the names under which it stands there.
+        domains: see `described_domains`.
+    """
+    for part, value in shared.items():
+        if before.get(part) != value:
+            given = before.get(part)
+            raise UserError(f"--out {out} holds a study with other {part} ({given}): name another directory")
+    for name, known in before["domains"].items():
+        if domains.get(name, known)["fingerprint"] != known["fingerprint"]:
+            raise UserError(f"--out {out} holds runs on another {name} ({known['data']}): name another directory")
+
+
+def write_results(out: Path, results: Mapping[str, Any], table: str) -> None:
+    """Writes results.json and table.md."""
+    write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    write_text(out / "table.md", table)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file, never by halves."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
+
+
 class StudyReport:
     """What a study has found so far, read from its runs: results.json and table.md."""
 
     def __init__(self, out: Path, table: Table, shared: Mapping[str, Any], domains: Sequence[Domain]) -> None:
         """Raises UserError where `out` holds another study."""
         self._out, self._table, self._shared = out, table, shared
-        asked = {d.name: {"fingerprint": d.fingerprint, "data": str(d.path)} for d in domains}
+        self._metrics, self._paper = metrics_of(shared["table"]), PAPER_TABLES.get(shared["table"])
+        self.protocol = table.protocol
+        asked = described_domains(domains)
         self._domains = asked
         path = out / RESULTS
         if not path.is_file():
             return
         before = json.loads(path.read_text(encoding="utf-8"))
-        for part, value in shared.items():
-            if before[part] != value:
-                raise UserError(f"--out {out} holds a study with other {part} ({before[part]}): name another directory")
+        require_same(out, before, shared, asked)
         for row, found in before["rows"].items():
             if row not in table.all_rows or found["flags"] != row_flags(table.all_rows[row]):
                 raise UserError(f"--out {out} holds a row {row} of another meaning: name another directory")
-        for name, known in before["domains"].items():
-            if asked.get(name, known)["fingerprint"] != known["fingerprint"]:
-                raise UserError(f"--out {out} holds runs on another {name} ({known['data']}): name another directory")
         self._domains = {**before["domains"], **asked}
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,38 +129,62 @@ class StudyReport:
             described = {domain: _described(seeds) for domain, seeds in found.items() if seeds}
             if described:
                 rows[row] = {"flags": row_flags(setting), "domains": described}
-        return {**self._shared, "domains": self._domains, "rows": rows}
+        paper = {} if self._paper is None else {"paper": self._paper.as_dict()}
+        return {**self._shared, "domains": self._domains, "rows": rows, **paper}
 
     def markdown(self) -> str:
-        """The table that people read, in percent."""
-        head = [self._table.about, *(f"{domain} {metric}" for domain in self._domains for metric in METRICS)]
-        lines = [head, ["---"] * len(head)]
-        for row, found in self.as_dict()["rows"].items():
-            cells = [_cell(found["domains"].get(domain), metric) for domain in self._domains for metric in METRICS]
-            lines.append([row, *cells])
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        """The table that people read, in percent; several, one for each metric, where one would be too wide."""
+        rows = self.as_dict()["rows"]
+        width = len(self._columns(self._metrics))
+        blocks = [self._metrics] if width <= _WIDEST else [(metric,) for metric in self._metrics]
+        tables = "\n".join(self._block(rows, metrics) for metrics in blocks)
+        caption = "" if self._paper is None else f"\n{self._paper.caption()}\n"
+        targets = "cold valid and test targets" if self.protocol == "cold" else "test targets"
         return (
-            f"{self._shared['table']}: percent, test targets, whole catalogue; mean ± standard deviation (seeds) where "
-            f"a row ran with several\n\n{table}\n"
+            f"{self._shared['table']}: percent, {targets}, whole catalogue; mean ± standard deviation (seeds) where "
+            f"a row ran with several\n\n{tables}{caption}"
         )
+
+    def _columns(self, metrics: Sequence[str]) -> list[tuple[bool, str, str]]:
+        """Whether a column is the paper's, its domain and its metric."""
+        columns = [(False, domain, metric) for domain in self._domains for metric in metrics]
+        if self._paper is not None:
+            theirs = [metric for metric in metrics if metric in self._paper.metrics]
+            columns += [(True, domain, metric) for domain in self._paper.domains for metric in theirs]
+        return columns
+
+    def _block(self, rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+        columns = self._columns(metrics)
+        head = [self._table.about, *(f"{'paper: ' * is_paper}{name} {metric}" for is_paper, name, metric in columns)]
+        lines = [head, ["---"] * len(head)]
+        for row, found in rows.items():
+            cells = [
+                self._paper_cell(row, domain, metric) if is_paper else _cell(found["domains"].get(domain), metric)
+                for is_paper, domain, metric in columns
+            ]
+            lines.append([row, *cells])
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+    def _paper_cell(self, row: str, domain: str, metric: str) -> str:
+        assert self._paper is not None
+        value = self._paper.figure(row, domain, metric)
+        return "" if value is None else f"{value:.2f}"
 
     def write(self) -> None:
         """Writes both files, neither ever by halves."""
-        texts = {RESULTS: json.dumps(self.as_dict(), indent=2) + "\n", "table.md": self.markdown()}
-        for name, text in texts.items():
-            fresh = self._out / f".{name}.new"
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self._out / name)
+        write_results(self._out, self.as_dict(), self.markdown())
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
-        kept = run_directory(self._out, domain, row, 0).parent
-        seeds = sorted(int(path.name.removeprefix("seed-")) for path in kept.glob("seed-*") if path.is_dir())
-        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed)) for seed in seeds}
-        return {str(seed): {name: line[name] for name in METRICS} for seed, line in lines.items() if line is not None}
+        seeds = kept_seeds(self._out, domain, row)
+        lines = {seed: figures_on_test(run_directory(self._out, domain, row, seed), self.protocol) for seed in seeds}
+        return {
+            str(seed): {name: line[name] for name in self._metrics} for seed, line in lines.items() if line is not None
+        }
 
 
 def _described(seeds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    summary = {metric: mean_and_std([figures[metric] for figures in seeds.values()]) for metric in METRICS}
+    metrics = next(iter(seeds.values()))
+    summary = {metric: mean_and_std([figures[metric] for figures in seeds.values()]) for metric in metrics}
     return {"seeds": dict(seeds), **summary}
 
 

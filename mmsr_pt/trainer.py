@@ -106,7 +106,7 @@ class Trainer:
         state = self.checkpoints.load(self.engine)
         saved = state["order"]
         for name, value in self._order_state().items():
-            if saved[name] != value:
+            if saved.get(name, value) != value:
                 raise UserError(
                     f"{self.run_dir} was trained with {name} {saved[name]}, now it is {value}: the order of users "
                     "would change; go on with the same domains, batch, seed and buffer, or start another run"
@@ -116,11 +116,12 @@ class Trainer:
         self.validation.standing = Standing(**standing)
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
-    def fit(self, batches: Iterable[UserBatch]) -> None:
+    def fit(self, batches: Iterable[UserBatch], validate_first: bool = False) -> None:
         """Trains from the current step on. Collective: call on every rank.
 
         Args:
             batches: this rank's micro-batches from that step on.
+            validate_first: judge the model before its first step too: one that has learnt elsewhere may be the best.
         """
         if self.place.rank == 0:
             self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation)
@@ -138,6 +139,8 @@ class Trainer:
         with bar, logging_redirect_tqdm():
             try:
                 background.resume(self.validation.standing.under_evaluation)
+                if validate_first and self.step == 0:
+                    self.validation.run(0)
                 self._fit(iter(batches), bar)
                 self.validation.take_up(wait=True)
                 background.remove()
@@ -245,6 +248,7 @@ class Trainer:
         order = self.order
         return {
             "domains": [f"{domain.name} ({domain.fingerprint[:16]})" for domain in self.domains],
+            "max_users": self.config.data.max_users,
             "weights": list(order.weights),
             "global_batch": order.global_batch,
             "num_lanes": order.num_lanes,

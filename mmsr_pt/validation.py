@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from torch import Tensor
 
 from mmsr_pt.background import BackgroundEvaluation
@@ -18,18 +19,22 @@ from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample
-from mmsr_pt.evaluation.evaluate import EvalLine, ItemSource, evaluate, evaluate_baselines
-from mmsr_pt.evaluation.table import results_table, wide_console
+from mmsr_pt.evaluation.cases import Split, UserSample
+from mmsr_pt.evaluation.evaluate import ItemSource, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.lines import EvalLine
+from mmsr_pt.evaluation.table import print_results
 from mmsr_pt.log import naming_a_full_disk
 from mmsr_pt.models.recommender import MMSRModel
-from mmsr_pt.run_dir import BUNDLE, write_bundle
+from mmsr_pt.run_dir import BUNDLE, TEST_RANKS, write_bundle, write_ranks
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import barrier
 from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import DistInfo
 
 log = logging.getLogger(__name__)
+
+_AT_THE_END: Sequence[Split] = ("any", "test")
+"""In this order, as a run is finished once the figures on `test` are there."""
 
 
 @dataclass
@@ -98,7 +103,9 @@ class Validation:
         users = UserSample(self._config.run.eval_users, self._config.run.seed)
         for number, domain in enumerate(self._domains):
             known = None if catalogues is None else catalogues[number]
-            lines += self._evaluate(self._engine.model, domain, "valid", self.source(number), step, users, known)
+            model, source, batch_size = self._engine.model, self.source(number), self._config.run.eval_batch_size
+            found = evaluate(model, domain, source, ["valid"], batch_size, step, catalogue=known, users=users)
+            lines += self._recorded(found, domain)
         if self._is_best(step, [line.as_dict() for line in lines]):
             self._export()
 
@@ -123,17 +130,26 @@ class Validation:
         return bool(patience) and self.standing.evaluations_without_gain >= patience
 
     def test(self) -> None:
-        """The best bundle and the two baselines on the test targets: recorded, and on rank 0 printed."""
+        """The best bundle and the two baselines on test targets and cold items: recorded, and on rank 0 printed.
+
+        Its figures stand in metrics.jsonl only once the users' ranks stand beside it, so that a run that was killed
+        meanwhile is tested again.
+        """
         model = MMSRModel.from_pretrained(self._run_dir / BUNDLE).to(self._place.device)
         step = self.standing.best_step
         users = UserSample(self._config.run.test_users, self._config.run.seed)
+        ranks: list[pl.DataFrame] = []
         for domain in self._domains:
-            lines = evaluate_baselines(domain, ["test"], step, users)
-            for line in lines:
-                self._record_line(line, domain)
-            lines += self._evaluate(model, domain, "test", item_source(domain, self._preprocessor), step, users)
+            source, batch_size = item_source(domain, self._preprocessor), self._config.run.eval_batch_size
+            lines = evaluate_baselines(domain, _AT_THE_END, step, users)
+            lines += evaluate(
+                model, domain, source, _AT_THE_END, batch_size, step, users=users, keep_ranks=ranks.append
+            )
             if self._place.rank == 0:
-                wide_console().print(results_table(lines, f"{domain.name}, test, whole catalogue"))
+                write_ranks(self._run_dir / TEST_RANKS, ranks)
+            self._recorded(lines, domain)
+            if self._place.rank == 0:
+                print_results(lines, domain.name)
         if self._place.rank == 0:
             log.info("the run is in %s, its best model (step %d) in %s", self._run_dir, step, self._run_dir / BUNDLE)
 
@@ -148,24 +164,10 @@ class Validation:
         self.standing.evaluations_without_gain = 0 if is_best else self.standing.evaluations_without_gain + 1
         return is_best
 
-    def _evaluate(
-        self,
-        model: MMSRModel,
-        domain: Domain,
-        split: Split,
-        source: ItemSource,
-        step: int,
-        users: UserSample = EVERYONE,
-        catalogue: Tensor | None = None,
-    ) -> list[EvalLine]:
-        batch_size = self._config.run.eval_batch_size
-        lines = evaluate(model, domain, source, [split], batch_size, step, catalogue=catalogue, users=users)
+    def _recorded(self, lines: list[EvalLine], domain: Domain) -> list[EvalLine]:
         for line in lines:
-            self._record_line(line, domain)
+            self._record({**line.as_dict(), "domain": domain.name})
         return lines
-
-    def _record_line(self, line: EvalLine, domain: Domain) -> None:
-        self._record({**line.as_dict(), "domain": domain.name})
 
     def _export(self) -> None:
         """Writes the model as it stands into the run's bundle."""
@@ -185,16 +187,25 @@ class Validation:
             self._write_model(directory, state)
 
     def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+        trained_on = [*self._trained_before(), *self._own_domains()]
         self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
         self._preprocessor.save(directory)
+
+    def _own_domains(self) -> list[dict[str, str]]:
+        return [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+
+    def _trained_before(self) -> list[dict[str, str]]:
+        """The domains that the model had been trained on when this run began, without the run's own."""
+        own = self._own_domains()
+        return [domain for domain in self._engine.model.trained_on if domain not in own]
 
     def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
         def write(directory: Path) -> None:
             write_model(directory)
             best = self.standing
             joins_itself = self._engine.model.item_encoder.joins_itself
-            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself)
+            before = [domain["name"] for domain in self._trained_before()]
+            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself, before)
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
         with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):

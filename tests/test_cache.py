@@ -199,6 +199,24 @@ def test_a_trained_weight_may_change(domain):
     assert len(list((domain.path / "cache").iterdir())) == 1
 
 
+def test_frozen_weights_that_a_bf16_run_rounded_find_the_same_cache(domain):
+    """As a bundle holds them, from which a fine-tuning starts; in float32 they give something else."""
+    fresh, preprocessor = make_model(domain)
+    rounded, _ = make_model(domain)
+    rounded.to(torch.bfloat16).to(torch.float32)
+    pairs = zip(fresh.parameters(), rounded.parameters())
+    assert not all(torch.equal(was, now) for was, now in pairs), "rounding changes these weights"
+    items = []
+    for model in (fresh, rounded):
+        cache = open_for(model, preprocessor, domain, torch.bfloat16)
+        items.append(batches_of(cache.source(domain, 0))[0])
+    assert len(list((domain.path / "cache").iterdir())) == 1
+    assert torch.equal(items[0].image_activations, items[1].image_activations)
+    open_for(fresh, preprocessor, domain)
+    open_for(rounded, preprocessor, domain)
+    assert len(list((domain.path / "cache").iterdir())) == 3
+
+
 def test_an_interrupted_build_is_no_cache_and_goes_on_where_it_was(domain, monkeypatch):
     model, preprocessor = make_model(domain)
     monkeypatch.setattr("mmsr_pt.cache._SAVE_SECONDS", -1)  # after every batch

@@ -1,15 +1,22 @@
 """The command line on a domain and a model in memory: what it prints, writes and refuses."""
 
 import json
+from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 from mmsr_pt import cli
+from mmsr_pt.assembly import build_model
+from mmsr_pt.config import parse_flags
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
-from tests.evaluation.fakes import FakeModel, id_source, random_domain
+from mmsr_pt.log import UserError
+from mmsr_pt.run_dir import TEST_RANKS, read_ranks
+from tests.conftest import build_drawn
+from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_ITEMS = 31
 
@@ -17,7 +24,7 @@ NUM_ITEMS = 31
 @pytest.fixture
 def domain(monkeypatch):
     domain = random_domain(23, NUM_ITEMS)
-    monkeypatch.setattr(cli.Domain, "load", lambda path: domain)
+    monkeypatch.setattr(cli.Domain, "load", lambda path, max_users=0, seed=0: domain)
     return domain
 
 
@@ -47,7 +54,7 @@ def test_evaluate_writes_fractions_and_prints_percent(tmp_path, capsys, domain, 
     expected = evaluate_baselines(domain, [split]) + evaluate(model, domain, id_source, [split], 256)
     written = json.loads(out.read_text())
     assert written["domain"] == domain.name
-    keys = ("model", "slice", "split", "users", *METRICS)
+    keys = ("model", "slice", "protocol", "split", "users", "cases", *METRICS)
     assert [[line[k] for k in keys] for line in written["lines"]] == [
         [line.as_dict()[k] for k in keys] for line in expected
     ]
@@ -70,6 +77,24 @@ def test_evaluate_takes_both_splits_with_one_encoding(tmp_path, capsys, domain, 
     assert printed.index("made up, valid") < printed.index("made up, test")
 
 
+def test_evaluate_keeps_the_ranks_that_its_figures_are_means_of(tmp_path, domain, model):
+    out, ranks = tmp_path / "figures.json", tmp_path / TEST_RANKS
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--split", "both", "--out", str(out), "--ranks", str(ranks)])
+    table = pl.read_parquet(ranks)
+    assert table.columns == ["domain", "split", "user", "target", "rank"]
+    assert set(table["domain"]) == {domain.name}
+    for line in json.loads(out.read_text())["lines"]:
+        if line["model"] == "mmsr" and line["slice"] == "all":
+            found = table.filter(pl.col("split") == line["split"])
+            assert found["user"].to_list() == domain.eval["user"].to_list()
+            assert found["target"].to_list() == domain.eval[line["split"]].to_list()
+            assert (found["rank"] <= 10).mean() == pytest.approx(line["HR@10"])
+            assert (1 / found["rank"]).mean() == pytest.approx(line["MRR"])
+    assert read_ranks(tmp_path, domain.name).equals(
+        table.filter(pl.col("split") == "test").select("user", "target", "rank")
+    )
+
+
 def test_evaluate_asks_a_sample_of_the_users(tmp_path, domain, model):
     out = tmp_path / "figures.json"
     flags = ["--eval_users", "7", "--seed", "3", "--no_baselines", "--out", str(out)]
@@ -79,6 +104,100 @@ def test_evaluate_asks_a_sample_of_the_users(tmp_path, domain, model):
     assert written[0]["users"] == 7
     expected = evaluate(model, domain, id_source, ["test"], 256, users=UserSample(7, 3))
     assert written[0]["MRR"] == expected[0].metrics["MRR"]
+
+
+def test_evaluate_by_the_cold_protocol(tmp_path, capsys, domain, model):
+    out = tmp_path / "figures.json"
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--protocol", "cold", "--out", str(out)])
+    expected = evaluate_baselines(domain, ["any"]) + evaluate(model, domain, id_source, ["any"], 256)
+    written = json.loads(out.read_text())["lines"]
+    assert [{**line, "seconds": 0} for line in written] == [{**line.as_dict(), "seconds": 0} for line in expected]
+    assert {(line["protocol"], line["split"]) for line in written} == {("cold", "any")}
+    printed = capsys.readouterr().out
+    assert "made up, cold items" in printed
+    assert f"{expected[-1].cases:,}" in printed
+
+
+def test_evaluate_shows_several_models_beside_each_other(tmp_path, capsys, domain, model, monkeypatch):
+    """One of them was trained elsewhere."""
+    other = FakeModel(NUM_ITEMS, max_history=2)
+    other.trained_on = [{"name": "shop", "fingerprint": "beef"}, {"name": "market", "fingerprint": "cafe"}]
+    models = {str(tmp_path / "ids"): model, str(tmp_path / "mmsr" / "model"): other}
+    monkeypatch.setattr(cli, "load_model", lambda bundle, domain: (models[bundle], None))
+    for directory in models:
+        Path(directory).mkdir(parents=True)
+    out = tmp_path / "figures.json"
+    cli.main(["evaluate", "--model", *models, "--data", "d", "--out", str(out)])
+    written = json.loads(out.read_text())
+    first, second = models
+    assert written["models"] == {
+        "ids": {"model": first, "trained_on": ["made up"], "zero_shot": False},
+        "mmsr": {"model": second, "trained_on": ["shop", "market"], "zero_shot": True},
+    }
+    overall = {line["model"]: line["MRR"] for line in written["lines"] if line["slice"] == "all"}
+    assert list(overall) == ["popularity", "transitions", "ids", "mmsr"]
+    for name, one in (("ids", model), ("mmsr", other)):
+        assert overall[name] == evaluate(one, domain, id_source, ["test"], 256)[0].metrics["MRR"]
+    printed = capsys.readouterr().out
+    assert "zero-shot: mmsr has never seen made up, it was trained on shop, market" in printed
+    assert "zero-shot: ids" not in printed
+
+
+def test_another_build_of_the_same_domain_is_no_zero_shot(tmp_path, capsys, domain, model):
+    model.trained_on = [{"name": "made up", "fingerprint": "beef"}]
+    out = tmp_path / "figures.json"
+    cli.main(["evaluate", "--model", "m", "--data", "d", "--no_baselines", "--out", str(out)])
+    about = {"model": "m", "trained_on": ["made up"], "zero_shot": None}
+    assert json.loads(out.read_text())["models"] == {"mmsr": about}
+    printed = capsys.readouterr().out
+    assert "mmsr was trained on another build of made up, or on another domain of that name" in printed
+    assert "zero-shot" not in printed
+
+
+def test_all_models_are_opened_before_the_first_is_asked(tmp_path, capsys, domain, model, monkeypatch):
+    def find(reference):
+        if reference == "missing":
+            raise UserError("there is no directory missing")
+        return reference
+
+    monkeypatch.setattr(cli, "find_bundle", find)
+    error = refused(capsys, "evaluate", "--model", "m", "missing", "--data", "d")
+    assert error == "error: there is no directory missing\n"
+    assert model.batches == []
+
+
+def bundle_for(domain, directory):
+    """An untrained model of tiny towers that says it was trained on `domain`, in a bundle."""
+    config = parse_flags(["--data", str(domain.path), "--width", "32", "--max_history", "8"])
+    model, preprocessor = build_model(config.model, [domain])
+    trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint}]
+    model.save_pretrained(directory, trained_on=trained_on)
+    preprocessor.save(directory)
+    return directory
+
+
+def test_a_model_ranks_a_domain_that_it_has_never_seen(tmp_path, capsys, small_domain):
+    """Nothing is replaced here: a bundle on disk, another domain with items of its own."""
+    target = build_drawn(tmp_path / "small_target", "target", num_users=60, items_per_cell=1)
+    bundle = bundle_for(small_domain, tmp_path / "bundle")
+    found = {}
+    for data in (small_domain.path, target.path):
+        for protocol in ("leave-one-out", "cold"):
+            out = tmp_path / "figures.json"
+            flags = ["--protocol", protocol, "--no_baselines", "--out", str(out)]
+            cli.main(["evaluate", "--model", str(bundle), "--data", str(data), *flags])
+            found[data, protocol] = json.loads(out.read_text()), capsys.readouterr().out
+    for (data, _), (written, printed) in found.items():
+        is_target = data == target.path
+        about = {"model": str(bundle), "trained_on": [small_domain.name], "zero_shot": is_target}
+        assert written["models"] == {"mmsr": about}
+        said = f"zero-shot: mmsr has never seen small_target, it was trained on {small_domain.name}"
+        assert (said in printed) == is_target
+    overall = [line for line in found[target.path, "leave-one-out"][0]["lines"] if line["slice"] == "all"]
+    assert [line["users"] for line in overall] == [target.num_users]
+    # what is cold is counted in the domain that is evaluated
+    cold = {line["slice"]: line["cases"] for line in found[target.path, "cold"][0]["lines"]}
+    assert cold["all"] == target.eval["cold_cases"].list.len().sum()
 
 
 def test_recommend_for_a_history_leaves_seen_items_out(capsys, domain, model):
@@ -116,6 +235,7 @@ def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, domain, mo
         (["evaluate", "--out", "."], "is a directory"),
         (["evaluate", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
         (["evaluate", "--eval_users", "-1"], "--eval_users -1 must not be negative"),
+        (["evaluate", "--protocol", "cold", "--split", "valid"], "--split valid is for --protocol leave-one-out"),
         (["recommend"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--history", "id001"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--top_k", "0"], "--top_k 0 must be at least 1"),
@@ -129,6 +249,17 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, domain, model, argume
     assert sentence in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+def test_a_domain_without_cold_items_is_one_sentence(capsys, monkeypatch, model):
+    warm = domain_of([[0, 1, 0, 1]] * 10, num_items=2)
+    monkeypatch.setattr(cli.Domain, "load", lambda path, max_users=0, seed=0: warm)
+    error = refused(capsys, "evaluate", "--model", "m", "--data", "d", "--protocol", "cold")
+    assert "nobody asked in made up has a cold item (under 10 training occurrences)" in error
+
+
+def test_no_model_is_one_sentence(capsys, domain):
+    assert "--model names no model" in refused(capsys, "evaluate", "--data", "d", "--model")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "recommend"])

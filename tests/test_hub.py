@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmsr_pt.hub import find_bundle
+from mmsr_pt.hub import find_bundle, short_names
 from mmsr_pt.log import UserError
 
 
@@ -67,3 +67,32 @@ def test_a_model_of_another_toolkit_on_the_hub_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(tmp_path))
     with pytest.raises(UserError, match=r"has no model.safetensors"):
         find_bundle("someone/something")
+
+
+@pytest.mark.parametrize(
+    ("references", "names"),
+    [
+        (["runs/first"], ["mmsr"]),
+        (["runs/first", "runs/second/"], ["first", "second"]),
+        (["runs/first/model", "runs/second"], ["first", "second"]),
+        (["a/ids/seed-0", "a/mmsr/seed-0"], ["ids/seed-0", "mmsr/seed-0"]),
+        (["a/ids/seed-0", "b/ids/seed-0", "b/last"], ["a/ids/seed-0", "b/ids/seed-0", "last"]),
+        (["runs/popularity", "runs/first"], ["runs/popularity", "first"]),
+        (["someone/good-model", "runs/first"], ["good-model", "first"]),
+        (["someone/first", "runs/first"], ["someone/first", "runs/first"]),
+    ],
+)
+def test_models_have_the_shortest_names_that_set_them_apart(tmp_path, monkeypatch, references, names):
+    monkeypatch.chdir(tmp_path)
+    for reference in references:
+        if not reference.startswith("someone/"):
+            (tmp_path / reference).mkdir(parents=True)
+    assert short_names(references) == names
+
+
+@pytest.mark.parametrize("again", ["runs/first", "runs/first/model", "runs/../runs/first"])
+def test_a_model_that_is_named_twice_is_refused(tmp_path, monkeypatch, again):
+    monkeypatch.chdir(tmp_path)
+    complete(tmp_path / "runs" / "first" / "model")
+    with pytest.raises(UserError, match=f"--model names {again} twice"):
+        short_names(["runs/first", again])

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmsr_pt import run_dir as run_dir_module
 from mmsr_pt.config import PretrainConfig, RunConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.run_dir import MetricsLog, choose, record, require_space, write_bundle
+from mmsr_pt.run_dir import MetricsLog, choose, figures_on_test, record, require_space, write_bundle
 
 
 def config(run_dir: Path | None, resume: bool = False) -> PretrainConfig:
@@ -149,11 +149,30 @@ def test_tensorboard_shows_the_numbers_of_the_file(tmp_path: Path) -> None:
     }
 
 
+def test_figures_are_found_by_their_protocol(tmp_path: Path) -> None:
+    assert figures_on_test(tmp_path) is figures_on_test(tmp_path, "cold") is None
+    metrics = MetricsLog(tmp_path)
+    metrics.evaluation(eval_line(1))
+    for slice_name in ("held-out", "all"):
+        metrics.evaluation({**eval_line(2, "any"), "protocol": "cold", "slice": slice_name})
+    assert figures_on_test(tmp_path) is None, "a run is not finished before the figures on test"
+    metrics.evaluation({**eval_line(3, "test"), "slice": "cold"})
+    metrics.evaluation(eval_line(4, "test"))  # without a protocol, as earlier runs have it
+    metrics.close()
+    found = figures_on_test(tmp_path), figures_on_test(tmp_path, "cold")
+    assert [line and (line["step"], line["split"], line["slice"]) for line in found] == [
+        (4, "test", "all"),
+        (2, "any", "held-out"),
+    ]
+    assert {"cold/mmsr/held-out/MRR", "cold/mmsr/all/MRR", "test/mmsr/all/MRR"} <= curves(tmp_path).keys()
+
+
 def test_a_resumed_run_drops_what_was_written_after_its_checkpoint(tmp_path: Path) -> None:
     metrics = MetricsLog(tmp_path)
     for step in (1, 2, 3):
         metrics.train(train_line(step))
     metrics.evaluation(eval_line(2))
+    metrics.evaluation(eval_line(1, "any"))
     metrics.evaluation(eval_line(1, "test"))
     metrics.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,9 +21,11 @@ from mmsr_pt.child_run import finish_run
 from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
+from mmsr_pt.paper import PAPER_TABLES
 from mmsr_pt.presets import TABLES, Table
 from mmsr_pt.study import study, varied_fields
-from mmsr_pt.study_report import mean_and_std, row_flags
+from mmsr_pt.study_report import StudyReport, mean_and_std, metrics_of, row_flags
+from tests.data.raw import Interaction, build_table, write_table
 from tests.pretrain.launching import ROOT, SMALL, ds_config, metrics
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.all_rows]
@@ -72,12 +75,23 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seed = int(flags[flags.index("--seed") + 1])
         line = {"event": "eval", "model": "mmsr", "split": "test", "slice": "all"}
         before = {**line, "split": "valid", "HR@10": 0.9, "NDCG@10": 0.9}
+        cold = {**line, "protocol": "cold", "split": "any", "slice": "held-out", "HR@10": 0.02, "NDCG@10": 0.01}
         line.update({"HR@10": 0.1 + 0.02 * seed, "NDCG@10": 0.05})  # type: ignore[dict-item]
         (run_dir / "checkpoints").mkdir(parents=True)
-        (run_dir / "metrics.jsonl").write_text(f"{json.dumps(before)}\n{json.dumps(line)}\n")
+        lines = "".join(f"{json.dumps(one)}\n" for one in (before, {**cold, "slice": "all", "HR@10": 0.8}, cold, line))
+        (run_dir / "metrics.jsonl").write_text(lines)
 
     monkeypatch.setattr(study_module, "finish_run", run)
     return done
+
+
+@pytest.fixture
+def two_domains(tmp_path: Path, small_domain: Domain) -> list[Domain]:
+    """The small domain, and a copy of it by another name."""
+    copy = shutil.copytree(small_domain.path, tmp_path / "another")
+    described = json.loads((copy / "domain.json").read_text())
+    (copy / "domain.json").write_text(json.dumps({**described, "name": "another"}))
+    return [small_domain, Domain.load(copy)]
 
 
 @pytest.fixture
@@ -105,13 +119,81 @@ def test_what_is_finished_is_not_run_again_and_further_seeds_join(
     assert {seed: run["HR@10"] for seed, run in merged["domains"][name]["seeds"].items()} == pytest.approx(
         {"0": 0.1, "1": 0.12, "2": 0.14}
     )
-    lines = (out / "table.md").read_text().splitlines()[-4:]
-    assert lines == [
-        f"| fusion | {name} HR@10 | {name} NDCG@10 |",
-        "| --- | --- | --- |",
-        "| gate | 10.00 | 5.00 |",
-        "| merge-1 | 12.00 ± 2.00 (3) | 5.00 ± 0.00 (3) |",
+    lines = (out / "table.md").read_text().splitlines()
+    assert lines[2:6] == [
+        f"| fusion | {name} HR@10 | {name} NDCG@10 "
+        "| paper: HM HR@10 | paper: HM NDCG@10 | paper: Bili HR@10 | paper: Bili NDCG@10 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| gate | 10.00 | 5.00 | 8.95 | 5.08 | 3.91 | 2.01 |",
+        "| merge-1 | 12.00 ± 2.00 (3) | 5.00 ± 0.00 (3) | 9.96 | 5.77 | 4.08 | 2.12 |",
     ]
+    assert lines[7].startswith("`paper:` is the paper's table 3: other data and another scale (HM and Kwai of 200,000")
+    assert [line[2:] for line in lines[-2:]] == list(PAPER_TABLES["table3"].notes)
+    # fractions, as ours are
+    assert found["paper"]["rows"]["gate"]["HM"] == {"HR@10": 0.089505, "NDCG@10": 0.050762}
+
+
+def test_the_papers_figures_are_there_for_its_own_rows_and_metrics(
+    tmp_path: Path, small_domain: Domain, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    name = small_domain.name
+    study("table4", **{**asked, "rows": ["sasrec", "rotary"]})
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    four = " | ".join(f"paper: {domain} HR@10" for domain in ("Bili", "Kwai", "HM", "Amazon"))
+    assert lines[2].endswith(f"| {name} HR@10 | {name} NDCG@10 | {four} |")
+    assert lines[4:6] == [
+        "| sasrec | 10.00 | 5.00 | 4.21 | 5.53 | 10.11 | 20.11 |",
+        "| rotary | 10.00 | 5.00 |  |  |  |  |",  # ours alone
+    ]
+
+
+def test_a_table_of_many_columns_is_one_for_each_metric(
+    tmp_path: Path, asked: dict[str, Any], ran: list[Path], two_domains: list[Domain]
+) -> None:
+    data = [domain.path for domain in two_domains]
+    first, second = (domain.name for domain in two_domains)
+    paper = "paper: HM {0} | paper: Bili {0}"
+    study("table3", **{**asked, "data": data})
+    # 4 columns of ours and 4 of the paper's
+    assert len((tmp_path / "out" / "table.md").read_text().splitlines()[2].split(" | ")) == 9
+    report = StudyReport(tmp_path / "out", TABLES["table3"], {"table": "table3", "flags": []}, two_domains)
+    with pytest.MonkeyPatch.context() as narrow:
+        narrow.setattr("mmsr_pt.study_report._WIDEST", 7)
+        lines = report.markdown().splitlines()
+    assert lines[2] == f"| fusion | {first} HR@10 | {second} HR@10 | {paper.format('HR@10')} |"
+    assert lines[4] == "| gate | 10.00 | 10.00 | 8.95 | 3.91 |"
+    assert lines[7] == f"| fusion | {first} NDCG@10 | {second} NDCG@10 | {paper.format('NDCG@10')} |"
+    assert lines[9] == "| gate | 5.00 | 5.00 | 5.08 | 2.01 |"
+
+
+def test_table_5_reports_six_metrics_and_the_others_two() -> None:
+    six = {f"{kind}@{cutoff}" for kind in ("HR", "NDCG") for cutoff in (10, 20, 50)}
+    for name in PAPER_TABLES:
+        assert set(metrics_of(name)) == (six if name == "table5" else {"HR@10", "NDCG@10"})
+
+
+def test_table_8_is_of_the_cold_items_that_were_held_out(
+    tmp_path: Path, small_domain: Domain, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    name = small_domain.name
+    found = study("table8", **{**asked, "rows": ["sasrec-id", "sasrec"]})
+    for row in ("sasrec-id", "sasrec"):
+        assert found["rows"][row]["domains"][name]["seeds"] == {"0": {"HR@10": 0.02, "NDCG@10": 0.01}}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "percent, cold valid and test targets, whole catalogue" in table
+    study("table8", **{**asked, "rows": ["sasrec-id", "sasrec"]})
+    assert len(ran) == 2, "what is finished is not run again"
+
+
+def test_table_8_is_refused_where_nothing_held_out_is_cold(
+    tmp_path: Path, asked: dict[str, Any], ran: list[Path]
+) -> None:
+    rows: list[Interaction] = [(f"u{user}", str(place % 2), place) for user in range(10) for place in range(6)]
+    raw = write_table(tmp_path / "raw", rows, {"0": "cup", "1": "chair"})
+    warm = build_table(raw, tmp_path / "warm")
+    with pytest.raises(UserError, match=f"table8 is about cold items, and {warm.path} holds none out"):
+        study("table8", **{**asked, "data": [warm.path], "rows": ["sasrec"]})
+    assert (ran, (tmp_path / "out").exists()) == ([], False)
 
 
 def test_other_flags_are_another_study(
@@ -151,7 +233,7 @@ def test_a_run_that_fails_stops_the_study_and_leaves_what_was_finished(
 
 
 def test_two_studies_do_not_share_a_directory(asked: dict[str, Any], ran: list[Path]) -> None:
-    with study_module._alone_in(asked["out"]), pytest.raises(UserError, match="another study is at work there"):
+    with study_module.alone_in(asked["out"]), pytest.raises(UserError, match="another study is at work there"):
         study("table3", **asked)
     assert not ran
 
@@ -208,7 +290,12 @@ def test_mistakes_are_one_sentence_before_anything_is_run(
 def test_mistakes_in_names_and_places(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, small_domain: Domain, ran: list[Path]
 ) -> None:
-    assert "unknown table 'table33'" in refused(capsys, "table33", "--data", small_domain.path)
+    unknown = refused(capsys, "table33", "--data", small_domain.path)
+    assert "unknown table or figure 'table33'" in unknown
+    assert "Did you mean 'table3'?" in unknown
+    assert "Did you mean 'figure4'?" in refused(capsys, "figure44", "--data", small_domain.path)
+    unknown = refused(capsys, "figure4", "--data", small_domain.path, "--rows", "grurec")
+    assert "unknown row of figure4 'grurec'; known: sasrec, sasrec-id, sasrec-text, sasrec-vision" in unknown
     assert "no --data given" in refused(capsys, "table3")
     assert "/no/where" in refused(capsys, "table3", "--data", "/no/where")
     twice = [small_domain.path, small_domain.path]
@@ -223,13 +310,13 @@ def test_mistakes_in_names_and_places(
 def test_a_package_without_the_script_says_so(
     capsys: pytest.CaptureFixture[str], small_domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmsr_pt.child_run._SCRIPT", Path("/site-packages/pretrain/run.py"))
+    monkeypatch.setattr("mmsr_pt.child_run._ROOT", Path("/site-packages"))
     assert "from a source checkout" in refused(capsys, "table3", "--data", small_domain.path)
 
 
 def is_locked(out: Path) -> bool:
     try:
-        with study_module._alone_in(out):
+        with study_module.alone_in(out):
             return False
     except UserError:
         return True

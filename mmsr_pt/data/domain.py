@@ -40,6 +40,13 @@ class TrainTar:
 
     path: Path
     num_users: int
+    """Those that train."""
+    places: np.ndarray | None = None
+    """[num_users] where they stand among all users of the tar, ascending; None: they are all users."""
+
+    def place(self, number: int) -> int:
+        """Where the training user of that number stands in the tar."""
+        return number if self.places is None else int(self.places[number])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +83,23 @@ class Titles(Sequence[str]):
 class Domain:
     """A complete domain directory. Cheap to pickle; safe to use in worker processes once loaded."""
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, meta: dict[str, Any], max_users: int = 0, seed: int = 0) -> None:
         """For `load`, which checks what it passes."""
         self.path = path
         self.meta = meta
+        self.max_users, self.seed = max_users, seed
         # read now, as polars must not run in a forked loader process, where `read_image` is called
         self._pictures = self._locate_pictures() if IMAGE in self.modalities else None
 
     @classmethod
-    def load(cls, path: Path | str) -> Domain:
+    def load(cls, path: Path | str, max_users: int = 0, seed: int = 0) -> Domain:
         """Opens a domain directory.
+
+        Args:
+            path: the directory.
+            max_users: how many of its users train, drawn by chance; of one seed the smaller numbers' users are among
+                the larger ones'. 0, or more than there are: all.
+            seed: draws them.
 
         Raises:
             UserError: nothing there, no domain, another format version, or a file missing or of another size than the
@@ -114,7 +128,8 @@ class Domain:
                 raise UserError(f"{path} is incomplete ({name} is missing): build it again with --overwrite")
         for name in (ITEMS_FILE, EVAL_FILE):
             try:
-                pl.read_parquet_schema(path / name)  # stands at the end of the file: shows that the copy is whole
+                # stands at the end of the file: shows that the copy is whole
+                columns = pl.read_parquet_schema(path / name)
             except pl.exceptions.PolarsError:
                 raise UserError(
                     f"{path / name} cannot be read: copy the domain again, or build it again with --overwrite"
@@ -125,17 +140,33 @@ class Domain:
             if size != tar["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes instead of {tar['bytes']}"
                 raise UserError(f"{file} {found}: copy the domain again, or build it again with --overwrite")
-        return cls(path, meta)
+        if max_users >= meta["counts"]["users"]:
+            max_users = 0
+        if max_users and "place" not in columns:
+            raise UserError(
+                f"{path} was built by an earlier version, which does not say where each user stands: build it again "
+                f"with --overwrite, or leave out --max_users {max_users}"
+            )
+        return cls(path, meta, max_users, seed)
 
     @cached_property
     def items(self) -> pl.DataFrame:
         """The catalogue by row: item_id, row, title, train_count, tar, offset, size (both null without a picture)."""
-        return pl.read_parquet(self.path / ITEMS_FILE)
+        items = pl.read_parquet(self.path / ITEMS_FILE)
+        return items.with_columns(train_count=self.train_count()) if self.max_users else items
 
     @cached_property
     def eval(self) -> pl.DataFrame:
-        """By user: user_id, user, history (training part), valid, test, cold_cases."""
+        """By user: user_id, user, history (training part), valid, test, cold_cases, place (among those in the tars)."""
         return pl.read_parquet(self.path / EVAL_FILE)
+
+    @cached_property
+    def training_users(self) -> pl.DataFrame:
+        """The rows of `eval` whose histories train."""
+        if not self.max_users:
+            return self.eval
+        drawn = np.random.default_rng(self.seed).permutation(self.num_users)[: self.max_users]
+        return self.eval[np.sort(drawn)]
 
     @property
     def name(self) -> str:
@@ -159,21 +190,30 @@ class Domain:
 
     @property
     def num_users(self) -> int:
-        """Users, each with a training part and two held-out items."""
+        """Users, each with a training part and two held-out items, whether they train or not."""
         return self.meta["counts"]["users"]
 
     @property
     def train_tars(self) -> list[TrainTar]:
         """The training tars in order."""
-        return [TrainTar(self.path / t["path"], t["samples"]) for t in self.meta["tars"] if t["kind"] == "train"]
+        tars = [TrainTar(self.path / t["path"], t["samples"]) for t in self.meta["tars"] if t["kind"] == "train"]
+        if not self.max_users:
+            return tars
+        starts = np.cumsum([0, *(tar.num_users for tar in tars)])
+        places = self.training_users["place"].sort().to_numpy().astype(np.int64)
+        own = [part - start for part, start in zip(np.split(places, np.searchsorted(places, starts[1:-1])), starts)]
+        return [TrainTar(tar.path, len(part), part) for tar, part in zip(tars, own)]
 
     def titles(self) -> Titles:
         """Titles by row."""
         return Titles.of(self._column("title"))
 
     def train_count(self) -> np.ndarray:
-        """[N] int64: how often each item occurs in training sequences."""
-        return self._column("train_count").to_numpy().astype(np.int64)
+        """[N] int64: how often each item occurs in the sequences that train."""
+        if not self.max_users:
+            return self._column("train_count").to_numpy().astype(np.int64)
+        rows = self.training_users["history"].explode().drop_nulls().to_numpy()
+        return np.bincount(rows, minlength=self.num_items).astype(np.int64)
 
     def _column(self, name: str) -> pl.Series:
         """A column of the catalogue; the others, most of it, are not read."""
@@ -197,4 +237,5 @@ class Domain:
         return tars.to_list(), numbers.to_numpy(), frame["offset"].to_numpy(), frame["size"].to_numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "meta": self.meta, "_pictures": self._pictures}
+        known = ("path", "meta", "max_users", "seed", "_pictures")
+        return {name: getattr(self, name) for name in known}

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.data.collate import Part, Pool, RawUser, encode_part, merge
+from mmsr_pt.data.domain import TrainTar
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import StreamOrder, pool_generator
 from mmsr_pt.data.preprocess import Preprocessor
@@ -42,8 +43,8 @@ class UserStream(IterableDataset):
 
     order: StreamOrder
     tables: list[ItemTable]
-    tar_paths: list[list[str]]
-    """Train tars of each domain."""
+    tars: list[list[TrainTar]]
+    """Of each domain."""
     user_bases: list[int]
     """Number of the first user of each domain in this run."""
     preprocessor: Preprocessor
@@ -107,8 +108,10 @@ class UserStream(IterableDataset):
         for segments, order in self.order.blocks(epoch, lane, first):
             block = []
             for segment in segments:
-                tar = tars(self.tar_paths[segment.domain][segment.tar], segment.stop)
-                block += [(segment.domain, tar, position) for position in range(segment.start, segment.stop)]
+                own = self.tars[segment.domain][segment.tar]
+                places = [own.place(number) for number in range(segment.start, segment.stop)]
+                tar = tars(str(own.path), places[-1] + 1)
+                block += [(segment.domain, tar, place) for place in places]
             for index in order:
                 yield self._user(*block[index])
 

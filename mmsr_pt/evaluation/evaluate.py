@@ -1,28 +1,26 @@
 """Evaluates a model and the two lines it must beat on the same users, as the `eval` lines of metrics.jsonl.
 
-Shapes: U users, L positions, N items of the catalogue, D width.
+Shapes: u users of a chunk, L positions, N items of the catalogue, D width.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import polars as pl
 import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.evaluation.cases import EVERYONE, Split, UserSample, leave_one_out, training_parts
-from mmsr_pt.evaluation.metrics import mean_metrics
+from mmsr_pt.evaluation.cases import EVERYONE, Questions, Split, UserSample, questions, training_parts
+from mmsr_pt.evaluation.lines import EvalLine, eval_lines
 from mmsr_pt.evaluation.processes import Portion, processes
 from mmsr_pt.evaluation.products import CHUNK_USERS, ProductRanker, can_rank
 from mmsr_pt.evaluation.ranking import CHUNK_SCORES, Ranker, Scorer, ScoreRanker, rank_targets, target_ranks
-from mmsr_pt.evaluation.slices import SLICES
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.baselines.transitions import Transitions
 from mmsr_pt.models.layer_groups import is_split
@@ -31,41 +29,15 @@ if TYPE_CHECKING:
     from mmsr_pt.data.domain import Domain
     from mmsr_pt.models.recommender import MMSRModel
 
-log = logging.getLogger(__name__)
-
 ATTENDED_SCORES = 2**19
 """Scores of a block of a model that scores by attention, one for each position: some ten times as many floats."""
 
+POPULARITY, TRANSITIONS = BASELINES = ("popularity", "transitions")
 ItemSource = Callable[[range, int], Iterator[ItemInputs]]
 """(catalogue rows, batch size) -> those items in that order, in batches of that size; only the last may be smaller."""
 
-
-@dataclass(frozen=True)
-class EvalLine:
-    """One `eval` line: a model on a slice of a split's users."""
-
-    step: int
-    split: Split
-    model: str
-    slice: str
-    users: int
-    metrics: dict[str, float]
-    """HR@k, NDCG@k and MRR as fractions."""
-    seconds: float
-    """What this model took for this split, its share of the catalogue's encoding included."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The line as it stands in metrics.jsonl."""
-        return {
-            "event": "eval",
-            "step": self.step,
-            "split": self.split,
-            "model": self.model,
-            "slice": self.slice,
-            "users": self.users,
-            **self.metrics,
-            "seconds": round(self.seconds, 3),
-        }
+KeepRanks = Callable[[pl.DataFrame], object]
+"""Takes the rank of every asked user's target: domain, split, user, target (catalogue row), rank (1 is the best)."""
 
 
 def without_gradients(model: MMSRModel) -> AbstractContextManager[object]:
@@ -183,19 +155,23 @@ def evaluate(
     name: str = "mmsr",
     catalogue: Tensor | None = None,
     users: UserSample = EVERYONE,
+    keep_ranks: KeepRanks | None = None,
 ) -> list[EvalLine]:
     """The model on every slice of each split; the catalogue is encoded once for all. Collective.
+
+    A split without a case has no lines.
 
     Args:
         model: on this process's device; it leaves in the mode, training or evaluation, in which it came.
         domain: whose users and catalogue.
         source: the catalogue's content as this model wants it.
-        splits: `valid`, `test` or both.
+        splits: some of `valid`, `test` and `any`, in the order of the lines; see `questions`.
         batch_size: items encoded at once.
         step: optimizer step of the model, for the lines.
         name: what the lines call the model.
         catalogue: what `encode_catalogue` has already made of it with these weights.
         users: who is asked.
+        keep_ranks: takes what the lines are means of, split by split, on every process.
     """
     was_training = model.training
     model.eval()
@@ -206,7 +182,7 @@ def evaluate(
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
             ranker = catalogue_ranker(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
-            return _lines(ranker, domain, splits, model.config.max_history, users, step, name, share)
+            return _lines(ranker, domain, splits, model.config.max_history, users, step, name, share, keep_ranks)
     finally:
         model.train(was_training)
 
@@ -218,10 +194,10 @@ def evaluate_baselines(
     device = processes().device
     train_count = _train_count(domain).to(device)
     start = time.perf_counter()
-    baselines: dict[str, Scorer] = {"popularity": Popularity(train_count)}
-    asked = [leave_one_out(domain, split, 1, users).last_items() for split in splits]
-    baselines["transitions"] = Transitions(
-        training_parts(domain.eval["history"], device), train_count, torch.cat(asked).to(device)
+    baselines: dict[str, Scorer] = {POPULARITY: Popularity(train_count)}
+    asked = [questions(domain, split, 1, users).last_items() for split in splits]
+    baselines[TRANSITIONS] = Transitions(
+        training_parts(domain.training_users["history"], device), train_count, torch.cat(asked).to(device)
     )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
     rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}
@@ -238,26 +214,31 @@ def _lines(
     step: int,
     name: str,
     seconds_before: float,
+    keep_ranks: KeepRanks | None = None,
 ) -> list[EvalLine]:
-    lines = []
+    lines: list[EvalLine] = []
     for split in splits:
         start = time.perf_counter()
-        cases = leave_one_out(domain, split, max_history, users)
-        ranks = rank_targets(ranker, cases).cpu()
+        asked = questions(domain, split, max_history, users)
+        if len(asked) == 0:
+            # only `any` can be without: no item of a sequence is cold, but for first ones
+            continue
+        ranks = rank_targets(ranker, asked).cpu()
         seconds = seconds_before + time.perf_counter() - start
-        for slice_name, num_users, metrics in sliced(ranks, cases.targets, _train_count(domain)):
-            lines.append(EvalLine(step, split, name, slice_name, num_users, metrics, seconds))
+        if keep_ranks is not None:
+            keep_ranks(_rank_table(domain, asked, ranks, split))
+        lines += eval_lines(ranks, asked, _train_count(domain), split, step, name, seconds)
     return lines
 
 
-def sliced(ranks: Tensor, targets: Tensor, train_count: Tensor) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """(slice, users, mean metrics) of every slice that has users; ranks [U], targets [U], train_count [N]."""
-    for name in SLICES:
-        chosen = ranks[SLICES[name](targets, train_count)]
-        if len(chosen) > 0:
-            yield name, len(chosen), mean_metrics(chosen)
-        else:
-            log.info("no user's target falls into the slice %r", name)
+def _rank_table(domain: Domain, asked: Questions, ranks: Tensor, split: Split) -> pl.DataFrame:
+    return asked.frame.select("user")[asked.users.numpy()].select(
+        pl.lit(domain.name).alias("domain"),
+        pl.lit(split).alias("split"),
+        "user",
+        pl.Series("target", asked.targets.numpy(), dtype=pl.UInt32),
+        pl.Series("rank", ranks.numpy(), dtype=pl.UInt32),
+    )
 
 
 def _train_count(domain: Domain) -> Tensor:

@@ -3,7 +3,7 @@
 Anything that can score a catalogue can rank it (`ScoreRanker`); what scores by inner products has a faster way
 (products.py).
 
-Shapes: U users, u users of a chunk, N items of the catalogue, L positions, S seen items, D width.
+Shapes: C cases, u users of a chunk, N items of the catalogue, L positions, S seen items, D width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmsr_pt.evaluation.cases import Cases, LeaveOneOut
+from mmsr_pt.evaluation.cases import Cases, Questions
 from mmsr_pt.evaluation.processes import Portion, processes
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -87,15 +87,15 @@ def rivals(seen: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rank_targets(ranker: Ranker, cases: Cases | LeaveOneOut) -> Tensor:
-    """The rank of every user's target, users split over the processes. Collective: same arguments on all.
+def rank_targets(ranker: Ranker, cases: Cases | Questions) -> Tensor:
+    """The rank of every case's target, cases split over the processes. Collective: same arguments on all.
 
     Args:
         ranker: called equally often on every process.
-        cases: U users, of whom only one chunk is looked at in full at a time.
+        cases: C of them, at least one, of which only one chunk is looked at in full at a time.
 
     Returns:
-        [U] int64 on every process, the same for any number of processes.
+        [C] int64 on every process, the same for any number of processes.
     """
     device = processes().device
     portion = Portion(len(cases), ranker.chunk_users)

@@ -48,17 +48,22 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The bundle's weights by name, on the CPU; raises UserError where the file is damaged."""
+    file = directory / WEIGHTS_FILE
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}): copy or download the bundle again") from error
+
+
 def load_weights(directory: Path, model: nn.Module) -> None:
     """Copies the bundle's weights into `model`, in the model's dtype.
 
     Raises:
         UserError: the file is damaged, or its tensors are not exactly the model's: a checkpoint of another model.
     """
-    file = directory / WEIGHTS_FILE
-    try:
-        weights = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}): copy or download the bundle again") from error
+    file, weights = directory / WEIGHTS_FILE, read_weights(directory)
     wanted = model.state_dict()
     problems = [
         *(f"{name} is missing" for name in wanted if name not in weights),

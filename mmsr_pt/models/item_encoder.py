@@ -314,18 +314,34 @@ def _projection(in_dim: int, width: int) -> nn.Linear:
     return projection
 
 
-def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: int | None) -> ItemEncoder:
+class TrainedTowers(NamedTuple):
+    """Towers that have been trained here before, with their weights; None: of such a name there is none."""
+
+    text: Tower | None = None
+    vision: VisionTower | None = None
+    deep: DeepVLP | None = None
+
+
+def build_item_encoder(
+    config: ModelConfig,
+    vocab_size: int | None,
+    num_items: int | None,
+    trained: TrainedTowers = TrainedTowers(),  # noqa: B008 (cannot be changed)
+) -> ItemEncoder:
     """A fresh item encoder with its towers' pretrained weights.
 
     Args:
         config: which parts.
         vocab_size: of the tokenizer, where titles are read.
         num_items: of the catalogue, where items are known by number.
+        trained: towers that are taken as they are, in place of those that their names stand for.
     """
     if config.item == "id":
         assert num_items is not None, "an ID model needs the number of items"
         return IdItemEncoder(num_items, config.width)
-    if config.vlp != "none":
+    if trained.deep is not None:
+        return _assemble_deep(config, trained.deep)
+    if config.vlp != "none" and trained.text is None:
         vlp = build_deep_vlp(config.vlp, config.vision, vocab_size, config.title_tokens)
         if vlp is not None:
             if config.fusion is not None:
@@ -339,8 +355,8 @@ def build_item_encoder(config: ModelConfig, vocab_size: int | None, num_items: i
             return _assemble_deep(config, vlp)
     # named before anything is loaded: a mistyped fusion shows at once
     fusion = fusions[config.fusion_name]
-    text = build_text_tower(config.text, vocab_size, config.title_tokens)
-    return _assemble(config, text, build_vision_tower(config.vision), fusion)
+    text = trained.text or build_text_tower(config.text, vocab_size, config.title_tokens)
+    return _assemble(config, text, trained.vision or build_vision_tower(config.vision), fusion)
 
 
 def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> ItemEncoder:

@@ -18,6 +18,7 @@ from mmsr_pt.models.item_encoder import (
     ContentItemEncoder,
     ItemActivations,
     ItemEncoder,
+    TrainedTowers,
     build_item_encoder,
     item_encoder_from_config,
     rest_group,
@@ -71,19 +72,25 @@ def content_of(encoder: ItemEncoder) -> ContentItemEncoder | None:
     return encoder if isinstance(encoder, ContentItemEncoder) else None
 
 
-def build_items(config: ModelConfig, vocab_size: int | None, num_items: int | None) -> ItemEncoder:
+def build_items(
+    config: ModelConfig,
+    vocab_size: int | None,
+    num_items: int | None,
+    trained: TrainedTowers = TrainedTowers(),  # noqa: B008 (cannot be changed)
+) -> ItemEncoder:
     """A fresh item encoder with its towers' pretrained weights; that of `codes` is yet to be fitted.
 
     Args:
         config: which parts.
         vocab_size: of the tokenizer, where titles are read.
         num_items: of the catalogue, where items are known by number.
+        trained: towers that are taken as they are, in place of those that their names stand for.
     """
     if config.item == "codes":
-        text = build_text_tower(config.text, vocab_size, config.title_tokens)
+        text = trained.text or build_text_tower(config.text, vocab_size, config.title_tokens)
         assert text is not None, "codes are made of titles"
         return _of_codes(config, text)
-    encoder = build_item_encoder(config, vocab_size, num_items)
+    encoder = build_item_encoder(config, vocab_size, num_items, trained)
     return _beside_ids(config, encoder, num_items)
 
 

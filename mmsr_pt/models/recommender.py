@@ -18,7 +18,7 @@ from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig, from_dict
 from mmsr_pt.models import bundle
 from mmsr_pt.models.dropout import set_dropout
-from mmsr_pt.models.item_encoder import ItemEncoder, rest_group
+from mmsr_pt.models.item_encoder import ItemEncoder, TrainedTowers, rest_group
 from mmsr_pt.models.items import build_items, items_from_config
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
@@ -40,19 +40,26 @@ class MMSRModel(nn.Module, ModelHubMixin):
         set_dropout(self, config.dropout, config.attention_dropout)
 
     @classmethod
-    def build(cls, config: ModelConfig, vocab_size: int | None = None, num_items: int | None = None) -> MMSRModel:
+    def build(
+        cls,
+        config: ModelConfig,
+        vocab_size: int | None = None,
+        num_items: int | None = None,
+        trained: TrainedTowers | None = None,
+    ) -> MMSRModel:
         """A fresh model on the CPU in float32, its pretrained towers loaded.
 
         Args:
             config: which parts, and how large.
             vocab_size: of the tokenizer, where titles are read.
             num_items: of the catalogue, for `--item id` and `both`.
+            trained: towers of another model, which go on learning in this one.
 
         Raises:
             UserError: an unknown part, or weights that cannot be had.
         """
         sequence_encoder = sequence_encoders[config.sequence]
-        item_encoder = build_items(config, vocab_size, num_items)
+        item_encoder = build_items(config, vocab_size, num_items, trained or TrainedTowers())
         # towers come in evaluation mode from their libraries
         return cls(config, item_encoder, sequence_encoder.from_config(config)).train()
 

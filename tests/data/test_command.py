@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmsr_pt.data.shards import build as build_module
+from mmsr_pt.data.sources import SOURCES
 from shards.build import main
 from tests.data.raw import write_plain_table
 
@@ -36,7 +37,7 @@ def test_the_command_says_what_is_wrong_with_its_input(tmp_path: Path) -> None:
     out = tmp_path / "out"
     root = write_plain_table(tmp_path / "raw")
     sentence = the_error(run("tabel", "--root", root, "--out", out))
-    assert sentence == "error: unknown source 'tabel'; known: hm, synthetic, table. Did you mean 'table'?"
+    assert sentence == f"error: unknown source 'tabel'; known: {', '.join(SOURCES)}. Did you mean 'table'?"
     sentence = the_error(run("table", "--root", tmp_path / "nowhere", "--out", out))
     assert f"{tmp_path / 'nowhere' / 'interactions.csv'} is missing" in sentence
     items = root / "items.csv"
@@ -64,7 +65,15 @@ def test_help_tells_the_sources_apart(capsys: pytest.CaptureFixture[str]) -> Non
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("H&M purchases", "interactions.csv, items.csv", "Small drawn domains"):
+    for words in (
+        "Amazon reviews of 2014",
+        "H&M purchases",
+        "interactions.csv, items.csv",
+        "Small drawn domains",
+        "*_behaviour.tsv",
+        "of any size",
+        "and posters",
+    ):
         assert words in shown
 
 

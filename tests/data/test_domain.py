@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from mmsr_pt.data.domain import EVAL_FILE, ITEMS_FILE, MANIFEST_FILE, TOKENIZER_FILE, Domain
 from mmsr_pt.data.shards.build import BuildOptions
+from mmsr_pt.data.tar_reader import TarReader
 from mmsr_pt.log import UserError
 from tests.data.raw import Interaction, build_table, write_table
 
@@ -122,3 +124,39 @@ def test_what_is_no_whole_domain_is_refused_in_one_sentence(
         Domain.load(copy)
     assert str(copy) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_some_training_users_are_among_more_of_them(small_domain: Domain) -> None:
+    few, more, everyone = (set(Domain.load(small_domain.path, n, 7).training_users["user"]) for n in (20, 90, 150))
+    assert [len(users) for users in (few, more, everyone)] == [20, 90, 150]
+    assert few < more < everyone == set(small_domain.eval["user"])
+    assert set(Domain.load(small_domain.path, 20, 8).training_users["user"]) != few
+    assert Domain.load(small_domain.path, 150).max_users == Domain.load(small_domain.path, 999).max_users == 0
+
+
+def test_what_is_cold_follows_from_those_who_train(small_domain: Domain) -> None:
+    some = Domain.load(small_domain.path, 20)
+    counted = Counter(row for history in some.training_users["history"] for row in history.to_list())
+    assert some.train_count().tolist() == [counted[row] for row in range(small_domain.num_items)]
+    assert some.items["train_count"].to_list() == some.train_count().tolist()
+    assert (some.train_count() <= small_domain.train_count()).all()
+    assert some.num_items == small_domain.num_items
+    assert some.eval.equals(small_domain.eval)
+
+
+def test_the_tars_tell_where_the_training_users_stand(small_domain: Domain) -> None:
+    some = pickle.loads(pickle.dumps(Domain.load(small_domain.path, 20, 3)))
+    found = []
+    for tar in some.train_tars:
+        reader = TarReader(str(tar.path), with_pictures=False)
+        found += [reader.user(tar.place(number))["user"] for number in range(tar.num_users)]
+    assert sorted(found) == some.training_users["user"].to_list()
+
+
+def test_a_domain_of_an_earlier_version_trains_on_all_users_only(small_domain: Domain, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(small_domain.path, old)
+    small_domain.eval.drop("place").write_parquet(old / "eval.parquet")
+    assert Domain.load(old).num_users == 150
+    with pytest.raises(UserError, match=r"earlier version.*build it again with --overwrite.*--max_users 20"):
+        Domain.load(old, 20)

@@ -54,6 +54,19 @@ def test_hm_titles_join_name_tags_and_description_and_ids_keep_their_zeros(tmp_p
     assert interactions["time"].to_list() == [10, 1, None]  # days since 1970-01-01
 
 
+def test_hm_takes_categories_from_the_columns_that_are_there(tmp_path: Path) -> None:
+    root = write_hm(tmp_path / "hm")
+    raw = HM(root).read(tmp_path, with_images=False)
+    assert raw.items.collect()["categories"].to_list() == [["Ladieswear", "Vest top"], ["Lingeries/Tights", "Bra"]]
+    assert raw.seconds_per_unit == 86400
+    file = root / "articles.csv"
+    header, first, second = file.read_text().splitlines()
+    more = [header + ",index_group_name,product_group_name", first + ",Ladieswear, Garment Upper body ", second + ",,"]
+    file.write_text("\n".join(more) + "\n")
+    found = HM(root).read(tmp_path, with_images=False).items.collect()["categories"].to_list()
+    assert found == [["Ladieswear", "Garment Upper body", "Vest top"], ["Lingeries/Tights", "Bra"]]
+
+
 def test_hm_names_a_missing_column_and_those_found(tmp_path: Path) -> None:
     root = write_hm(tmp_path / "hm")
     file = root / "transactions_train.csv"
@@ -109,6 +122,17 @@ def test_table_appends_the_category_or_the_columns_asked_for(tmp_path: Path) -> 
     assert read("brand", "title") == ["A, B", "Acme, C"]
     with pytest.raises(UserError, match="no column colour; its columns are: item_id, title, category, brand"):
         read("title", "colour")
+
+
+def test_table_categories_are_the_parts_of_one_column(tmp_path: Path) -> None:
+    root = write_table(tmp_path / "raw", [("u", "1", 1)], {"1": "a"})
+    assert Table(root).read(tmp_path, False).items.collect()["categories"].to_list() == [[]]
+    (root / "items.csv").write_text("item_id,title,category,categories\n1,A,x| y|x|,p\n2,B,,q\n3,C,z,r\n")
+    for columns in ((), ("title", "categories")):
+        raw = Table(root, columns).read(tmp_path, False)
+        assert [names or [] for names in raw.items.collect()["categories"].to_list()] == [["x", "y"], [], ["z"]]
+        assert raw.seconds_per_unit == 1
+    assert raw.items.collect()["title"].to_list() == ["A, p", "B, q", "C, r"]
 
 
 def test_table_prefers_jpg_and_finds_any_suffix_in_any_folder(tmp_path: Path) -> None:
@@ -226,6 +250,14 @@ def test_the_title_tells_the_kind_and_not_the_style(tmp_path: Path) -> None:
     # of independent style and kind every cell holds the same number of items
     cells = np.bincount(world.style * NUM_KINDS + world.kind, minlength=NUM_STYLES * NUM_KINDS)
     assert (cells == Synthetic().items_per_cell).all()
+
+
+def test_the_category_of_a_drawn_item_is_its_kind(tmp_path: Path) -> None:
+    source = Synthetic(num_users=20, items_per_cell=1)
+    items = source.read(tmp_path, with_images=False).items.collect()
+    kinds = source.world(source.generator()).kind.tolist()
+    assert items["categories"].to_list() == [[KINDS[kind][0]] for kind in kinds]
+    assert [any(name in title for name in KINDS[kind]) for title, kind in zip(items["title"], kinds)] == [True] * 100
 
 
 @pytest.mark.parametrize("variant", ["source", "target"])

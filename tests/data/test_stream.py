@@ -45,7 +45,7 @@ def batches(
     stream = UserStream(
         order=make_order(domains, world_size, workers),
         tables=[ItemTable.of(d, base, pool_size=16) for d, base in zip(domains, bases)],
-        tar_paths=[[str(t.path) for t in d.train_tars] for d in domains],
+        tars=[d.train_tars for d in domains],
         user_bases=user_bases[:-1],
         preprocessor=preprocessor,
         share=Share(rank, world_size, accumulation, replicate_pool=with_negatives),
@@ -225,3 +225,11 @@ def test_pictures_lie_in_memory_as_convolutions_read_them(small_domain: Domain, 
 
 def test_content_a_model_does_not_read_is_not_decoded(small_domain: Domain) -> None:
     assert next(batches([small_domain], image_size=None)).items.images is None
+
+
+@pytest.mark.parametrize("max_users", [3, 40])
+def test_an_epoch_meets_those_users_who_train(small_domain: Domain, max_users: int) -> None:
+    some = Domain.load(small_domain.path, max_users, seed=2)
+    steps = -(-max_users // BATCH)
+    met = torch.cat([batch.users for batch in itertools.islice(batches([some]), steps)])
+    assert sorted(met[met >= 0].tolist()) == some.training_users["user"].to_list()

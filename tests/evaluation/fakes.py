@@ -20,6 +20,15 @@ def domain_of(sequences: list[list[int]], num_items: int) -> SimpleNamespace:
         for item in sequence[:-2]:
             train_count[item] += 1
     rows = pl.List(pl.UInt32)
+    users = pl.DataFrame(
+        {
+            "user_id": [f"user{number}" for number in range(len(sequences))],
+            "user": pl.Series(range(len(sequences)), dtype=pl.UInt32),
+            "history": pl.Series([s[:-2] for s in sequences], dtype=rows),
+            "valid": pl.Series([s[-2] for s in sequences], dtype=pl.UInt32),
+            "test": pl.Series([s[-1] for s in sequences], dtype=pl.UInt32),
+        }
+    )
     return SimpleNamespace(
         name="made up",
         fingerprint="f00d",
@@ -33,15 +42,8 @@ def domain_of(sequences: list[list[int]], num_items: int) -> SimpleNamespace:
                 "train_count": train_count,
             }
         ),
-        eval=pl.DataFrame(
-            {
-                "user_id": [f"user{number}" for number in range(len(sequences))],
-                "user": pl.Series(range(len(sequences)), dtype=pl.UInt32),
-                "history": pl.Series([s[:-2] for s in sequences], dtype=rows),
-                "valid": pl.Series([s[-2] for s in sequences], dtype=pl.UInt32),
-                "test": pl.Series([s[-1] for s in sequences], dtype=pl.UInt32),
-            }
-        ),
+        eval=users,
+        training_users=users,
     )
 
 
@@ -65,6 +67,7 @@ class FakeModel(nn.Module):
         self.items = nn.Parameter(torch.randn(num_items, 4, generator=generator).to(dtype))
         self.config = SimpleNamespace(max_history=max_history, item="id")
         self.score_scale, self.scores_by_product = 2.0, True
+        self.trained_on = [{"name": "made up", "fingerprint": "f00d"}]
         self.batches: list[list[int]] = []
         self.user_calls = 0
         self.modes: set[bool] = set()

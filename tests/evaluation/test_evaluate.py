@@ -13,7 +13,7 @@ import torch.multiprocessing
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.evaluation import ranking
-from mmsr_pt.evaluation.cases import Cases, UserSample, leave_one_out, training_parts
+from mmsr_pt.evaluation.cases import Cases, UserSample, questions, training_parts
 from mmsr_pt.evaluation.evaluate import (
     CatalogueScorer,
     catalogue_ranker,
@@ -30,6 +30,7 @@ from mmsr_pt.models.recommender import MMSRModel
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_USERS, NUM_ITEMS, BATCH_SIZE = 23, 31, 4
+SPLITS = ["valid", "test", "any"]
 
 
 def brute_force_ranks(model, domain, split):
@@ -47,7 +48,7 @@ def brute_force_ranks(model, domain, split):
 
 def test_a_test_case_reads_and_masks_the_valid_item_too():
     domain = domain_of([[0, 1, 2, 3, 4], [5, 5, 6, 7]], num_items=8)
-    valid, test = (leave_one_out(domain, split, 2).of(range(2)) for split in ("valid", "test"))
+    valid, test = (questions(domain, split, 2).of(range(2)) for split in ("valid", "test"))
     assert valid.history.tolist() == [[1, 2], [5, 5]]
     assert valid.targets.tolist() == [3, 6]
     assert valid.seen.tolist() == [[0, 1, 2], [5, 5, -1]]
@@ -56,8 +57,24 @@ def test_a_test_case_reads_and_masks_the_valid_item_too():
     assert test.seen.tolist() == [[0, 1, 2, 3], [5, 5, 6, -1]]
 
 
+def test_where_some_users_train_they_are_asked_in_validation_and_all_in_the_test():
+    domain = domain_of([[0, 1, 2, 3, 4], [5, 5, 6, 7], [1, 2, 3, 4]], num_items=8)
+    domain.training_users = domain.eval[[0, 2]]
+    assert questions(domain, "valid", 2).targets.tolist() == [3, 3]
+    assert questions(domain, "test", 2).targets.tolist() == [4, 7, 4]
+
+
+def test_transitions_are_learnt_from_those_who_train():
+    domain = domain_of([[0, 1, 5, 2, 3], [2, 3, 6, 7, 8]], num_items=9)
+    everyone = {line.model: line.metrics["MRR"] for line in evaluate_baselines(domain, ["test"])}
+    domain.training_users = domain.eval[:1]
+    some = {line.model: line.metrics["MRR"] for line in evaluate_baselines(domain, ["test"])}
+    # that 3 follows 2 is known from the second user: without, 6 is as popular as 3, and first becomes second place
+    assert everyone["transitions"] - some["transitions"] == pytest.approx((1 - 1 / 2) / 2)
+
+
 def test_short_histories_stand_left_and_are_masked_right():
-    cases = leave_one_out(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20).of(range(2))
+    cases = questions(domain_of([[0, 1, 2, 3, 4], [5, 6, 7]], num_items=8), "valid", 20).of(range(2))
     assert cases.history.tolist() == [[0, 1, 2], [5, 0, 0]]
     assert cases.mask.tolist() == [[True, True, True], [True, False, False]]
 
@@ -96,8 +113,10 @@ def test_a_line_is_json_with_the_fields_of_the_run_directory():
     lines = evaluate(FakeModel(NUM_ITEMS), domain, id_source, ["test"], BATCH_SIZE, step=3)
     for line in lines + evaluate_baselines(domain, ["test"], step=3):
         read = json.loads(json.dumps(line.as_dict(), allow_nan=False))
-        assert list(read) == ["event", "step", "split", "model", "slice", "users", *METRICS, "seconds"]
-        assert (read["event"], read["step"], read["split"]) == ("eval", 3, "test")
+        described = ["event", "step", "protocol", "split", "model", "slice", "users", "cases"]
+        assert list(read) == [*described, *METRICS, "seconds"]
+        assert (read["event"], read["step"], read["protocol"], read["split"]) == ("eval", 3, "leave-one-out", "test")
+        assert read["cases"] == read["users"]
         assert all(0 <= read[name] <= 1 for name in METRICS)
 
 
@@ -119,7 +138,7 @@ def test_ranks_are_those_of_exact_scores_in_any_precision(monkeypatch, dtype, on
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS, dtype=dtype)
     catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
     assert catalogue.dtype == dtype
-    cases = leave_one_out(domain, "test", 20)
+    cases = questions(domain, "test", 20)
     found = rank_targets(CatalogueScorer(model, catalogue), cases)
     asked = cases.of(range(NUM_USERS))
     users = model.encode_last(catalogue[asked.history], asked.mask)
@@ -137,7 +156,7 @@ def test_scores_by_attention_are_the_same_in_blocks_of_any_size(monkeypatch, blo
     )
     model = MMSRModel.build(config, vocab_size=9, num_items=NUM_ITEMS).eval()
     domain, catalogue = random_domain(NUM_USERS, NUM_ITEMS), torch.randn(NUM_ITEMS, 16)
-    cases = leave_one_out(domain, "test", 5)
+    cases = questions(domain, "test", 5)
     asked = cases.of(range(NUM_USERS))
     with torch.no_grad():
         users = model.encode_users(catalogue[asked.history], asked.mask)
@@ -153,14 +172,14 @@ def test_scores_by_attention_are_the_same_in_blocks_of_any_size(monkeypatch, blo
 def test_users_are_read_in_slices_that_put_together_are_the_whole():
     domain = random_domain(NUM_USERS, NUM_ITEMS)
     for split in ("valid", "test"):
-        cases = leave_one_out(domain, split, 5)
+        cases = questions(domain, split, 5)
         whole = cases.of(range(NUM_USERS))
         assert whole.targets.tolist() == cases.targets.tolist() == domain.eval[split].to_list()
         for first in range(0, NUM_USERS, 4):
             rows = range(first, min(first + 4, NUM_USERS))
             part, same = cases.of(rows), whole.of(rows)
-            assert questions(part) == questions(same)
-            assert part.seen.shape[1] == max(len(seen) for _, _, seen in questions(part)), "no wider than it must be"
+            assert in_plain(part) == in_plain(same)
+            assert part.seen.shape[1] == max(len(seen) for _, _, seen in in_plain(part)), "no wider than it must be"
 
 
 def test_training_parts_come_a_few_users_at_a_time_and_complete(monkeypatch):
@@ -169,11 +188,11 @@ def test_training_parts_come_a_few_users_at_a_time_and_complete(monkeypatch):
     parts = [(items.tolist(), lengths.tolist()) for items, lengths in training_parts(domain.eval["history"], "cpu")]
     assert parts == [([0, 1], [2, 0]), ([6, 6, 7, 5], [3, 1]), ([], [0])]
     for split in ("valid", "test"):
-        asked = leave_one_out(random_domain(NUM_USERS, NUM_ITEMS), split, 1)
+        asked = questions(random_domain(NUM_USERS, NUM_ITEMS), split, 1)
         assert asked.last_items().tolist() == asked.of(range(NUM_USERS)).history[:, 0].tolist()
 
 
-def questions(cases: Cases) -> list[tuple[list[int], int, list[int]]]:
+def in_plain(cases: Cases) -> list[tuple[list[int], int, list[int]]]:
     """History, target and seen items of each user, without padding."""
     histories = [history[mask].tolist() for history, mask in zip(cases.history, cases.mask)]
     return list(zip(histories, cases.targets.tolist(), [seen[seen >= 0].tolist() for seen in cases.seen]))
@@ -182,13 +201,13 @@ def questions(cases: Cases) -> list[tuple[list[int], int, list[int]]]:
 def test_a_sample_asks_some_users_what_all_are_asked():
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
     sample = UserSample(size=7, seed=3)
-    cases = leave_one_out(domain, "test", 20, sample)
+    cases = questions(domain, "test", 20, sample)
     users = sample.of(domain.eval)["user"].to_list()
     assert len(set(users)) == 7
     assert users == sorted(users) == sample.of(domain.eval)["user"].to_list()
     assert users != UserSample(size=7, seed=4).of(domain.eval)["user"].to_list()
     scorer = CatalogueScorer(model, encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE))
-    ranks = rank_targets(scorer, leave_one_out(domain, "test", 20))
+    ranks = rank_targets(scorer, questions(domain, "test", 20))
     assert rank_targets(scorer, cases).tolist() == ranks[users].tolist()
     (line, *_) = evaluate(model, domain, id_source, ["test"], BATCH_SIZE, users=sample)
     assert (line.slice, line.users) == ("all", 7)
@@ -259,7 +278,7 @@ def _on_one_rank(rank: int, world_size: int, port: int, out: Path, started_by_ot
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
     catalogue = encode_catalogue(model, id_source, NUM_ITEMS, BATCH_SIZE)
     assert torch.equal(catalogue, model.items)
-    lines = evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE) + evaluate_baselines(domain, ["test"])
+    lines = evaluate(model, domain, id_source, SPLITS, BATCH_SIZE) + evaluate_baselines(domain, ["test", "any"])
     report = {
         "lines": [{**line.as_dict(), "seconds": 0} for line in lines],
         "item_calls": len(model.batches),
@@ -287,7 +306,7 @@ def test_any_number_of_processes_gives_the_same_lines(tmp_path, monkeypatch, wor
     monkeypatch.setattr(ranking, "CHUNK_USERS", 5)
     monkeypatch.setattr(CatalogueScorer, "chunk_users", 5)
     domain, model = random_domain(NUM_USERS, NUM_ITEMS), FakeModel(NUM_ITEMS)
-    alone = evaluate(model, domain, id_source, ["valid", "test"], BATCH_SIZE) + evaluate_baselines(domain, ["test"])
+    alone = evaluate(model, domain, id_source, SPLITS, BATCH_SIZE) + evaluate_baselines(domain, ["test", "any"])
     for report in reports:
         assert report["lines"] == [{**line.as_dict(), "seconds": 0} for line in alone]
     assert len({(report["item_calls"], report["user_calls"]) for report in reports}) == 1, "unequal calls hang ZeRO-3"

@@ -1,4 +1,4 @@
-"""Starts pretrain/run.py as a user does: under the deepspeed launcher, or as one plain process."""
+"""Starts pretrain/run.py, or finetune/run.py, as a user does: under the deepspeed launcher, or as one plain process."""
 
 import fcntl
 import json
@@ -18,6 +18,7 @@ from mmsr_pt.data.domain import Domain
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "pretrain" / "run.py"
+FINETUNE = ROOT / "finetune" / "run.py"
 SMALL = ("--width", "32", "--max_history", "8", "--pool_size", "16", "--log_every", "1")
 """A model and batches that take a tenth of a second a step."""
 
@@ -39,19 +40,20 @@ class Ended:
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
-def start(*flags: object, num_ranks: int = 0, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(*flags: object, num_ranks: int = 0, cwd: Path | None = None, script: Path = SCRIPT) -> subprocess.Popen[str]:
     """Starts a run in a process group of its own.
 
     Args:
-        flags: of pretrain/run.py.
+        flags: of the script.
         num_ranks: of the deepspeed launcher; 0 is plain python.
         cwd: where it runs.
+        script: which one.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(num_ranks), "--master_port", port]
-    command = [*(launcher if num_ranks else [sys.executable]), SCRIPT, *flags]
+    command = [*(launcher if num_ranks else [sys.executable]), script, *flags]
     # a run started from within another one must not look like part of it
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
     environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
@@ -77,14 +79,18 @@ def end(process: subprocess.Popen[str], timeout: float = 300) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def launch(*flags: object, num_ranks: int = 0, cwd: Path | None = None, timeout: float = 300) -> Ended:
+def launch(
+    *flags: object, num_ranks: int = 0, cwd: Path | None = None, timeout: float = 300, script: Path = SCRIPT
+) -> Ended:
     """Runs to the end, whatever that is."""
-    return end(start(*flags, num_ranks=num_ranks, cwd=cwd), timeout)
+    return end(start(*flags, num_ranks=num_ranks, cwd=cwd, script=script), timeout)
 
 
-def finish(*flags: object, num_ranks: int = 0, cwd: Path | None = None, timeout: float = 300) -> Ended:
+def finish(
+    *flags: object, num_ranks: int = 0, cwd: Path | None = None, timeout: float = 300, script: Path = SCRIPT
+) -> Ended:
     """Runs to the end, which must be a good one."""
-    ended = launch(*flags, num_ranks=num_ranks, cwd=cwd, timeout=timeout)
+    ended = launch(*flags, num_ranks=num_ranks, cwd=cwd, timeout=timeout, script=script)
     assert ended.code == 0, f"exit code {ended.code}:\n{ended.out[-3000:]}\n{ended.err[-5000:]}"
     return ended
 

@@ -37,7 +37,7 @@ NUM_STEPS = 6
 TRAIN_FIELDS = {
     "event", "step", "epoch", "loss", "lr", "users_per_s", "items_encoded_per_s", "data_wait", "encoder_calls_saved",
 }  # fmt: skip
-EVAL_FIELDS = {"event", "step", "split", "model", "slice", "users", *METRICS, "seconds", "domain"}
+EVAL_FIELDS = {"event", "step", "protocol", "split", "model", "slice", "users", "cases", *METRICS, "seconds", "domain"}
 
 Run = Callable[[int, int, bool], tuple[Path, Ended]]
 """(ZeRO stage, ranks, bf16) -> the run directory and how the run ended."""
@@ -107,11 +107,18 @@ def test_eval_lines_have_the_promised_fields(two_ranks: tuple[Path, Ended], smal
     best = found[-1][0]
     assert best in (3, 6)
     models = ("popularity", "transitions", "mmsr")
-    assert found == [(3, "valid", "mmsr"), (6, "valid", "mmsr"), *((best, "test", model) for model in models)]
+    closing = {(best, split, model) for split in ("any", "test") for model in models}
+    assert found[:2] == [(3, "valid", "mmsr"), (6, "valid", "mmsr")]
+    assert (set(found[2:]), len(found[2:])) == (closing, len(closing))
+    assert found[-1] == (best, "test", "mmsr"), "the last line is what makes a run a finished one"
+    num_cold = small_domain.eval["cold_cases"].list.len()
     for model in models:
-        users = {line["slice"]: line["users"] for line in lines if (line["split"], line["model"]) == ("test", model)}
-        assert users.pop("all") == small_domain.num_users
-        assert sum(users.values()) == small_domain.num_users, "every target is either cold or warm"
+        of_model = {(line["split"], line["slice"]): line for line in lines if line["model"] == model}
+        users = {name: of_model["test", name]["users"] for name in ("all", "cold", "warm", "head", "tail")}
+        assert users["all"] == users["cold"] + users["warm"] == users["head"] + users["tail"] == small_domain.num_users
+        assert of_model["any", "all"]["protocol"] == "cold"
+        assert of_model["any", "all"]["cases"] == num_cold.sum()
+        assert of_model["any", "all"]["users"] == (num_cold > 0).sum()
 
 
 def test_the_best_step_is_the_one_exported(two_ranks: tuple[Path, Ended]) -> None:
@@ -131,8 +138,9 @@ def test_the_closing_table_is_printed_once(two_ranks: tuple[Path, Ended], small_
     assert ended.out.count(f"{small_domain.name}, test, whole catalogue (percent)") == 1
     for model in ("popularity", "transitions", "mmsr"):
         line = metrics(run_dir, "eval", split="test", slice="all", model=model)[0]
-        row = next(row for row in ended.out.splitlines() if row.split()[:2] == [model, "all"])
-        assert row.split()[3:10] == [f"{100 * line[name]:.2f}" for name in METRICS]
+        table = ended.out[ended.out.index(", test, whole catalogue") :].splitlines()
+        row = next(row.split() for row in table if row.split()[:1] == ["all"] and model in row)
+        assert row[3:10] == [f"{100 * line[name]:.2f}" for name in METRICS]
     assert f"the run is in {run_dir}" in ended.err
 
 

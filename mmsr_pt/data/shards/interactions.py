@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from mmsr_pt.data.domain import COLD_BELOW
+from mmsr_pt.data.shards.choice import Choice
 from mmsr_pt.data.shards.problems import MAX_EXAMPLES, Problems
 from mmsr_pt.data.sources.base import RawDomain
 from mmsr_pt.log import UserError, reason
@@ -46,43 +47,51 @@ class Interactions:
     user_ids: pl.Series
     """By user number."""
     num_read: int
+    num_not_chosen: int
+    """Sound ones with items or at times that were not asked for."""
 
 
-def read_interactions(raw: RawDomain, item_ids: pl.Series, usable: pl.Series, problems: Problems) -> Interactions:
-    """Reads, checks and sorts all interactions.
+def read_interactions(raw: RawDomain, items: pl.DataFrame, choice: Choice, problems: Problems) -> Interactions:
+    """Reads, checks, chooses and sorts all interactions.
 
     Args:
         raw: the dataset.
-        item_ids: the distinct items of the items table.
-        usable: of each, False when it has been dropped.
+        items: what `read_items` returned.
+        choice: which part is taken.
         problems: where faults are counted.
     """
     rows = raw.interactions.with_row_index("order")
     try:
         user_ids = rows.select("user_id").unique().collect(engine="streaming").to_series().drop_nulls().sort()
         users = pl.LazyFrame({"user_id": user_ids}).with_row_index("user")
-        items = pl.LazyFrame({"item_id": item_ids, "usable": usable}).with_row_index("item")
+        places = items.lazy().select("item_id", "chosen", "usable").with_row_index("item")
         coded = (
             rows.join(users, on="user_id", how="left")
-            .join(items, on="item_id", how="left")
-            .select("user", "item", "usable", "time", "order", no_item=pl.col("item_id").is_null())
+            .join(places, on="item_id", how="left")
+            .select("user", "item", "chosen", "usable", "time", "order", no_item=pl.col("item_id").is_null())
             .collect(engine="streaming")
         )
     except pl.exceptions.PolarsError as error:
         raise UserError(f"the interactions in {raw.root} cannot be read: {reason(error)}") from error
     num_read = coded.height
+    in_time = choice.in_time(raw, coded["time"])
+    if in_time is not None:
+        coded = coded.with_columns(chosen=pl.col("chosen") & in_time)
     faults = {
         "missing_id": pl.col("user").is_null() | pl.col("no_item"),
         "unparsable_time": pl.col("time").is_null(),
         "unknown_item": pl.col("item").is_null(),
-        "item_dropped": ~pl.col("usable"),
+        "item_dropped": pl.col("chosen") & ~pl.col("usable"),
     }
     for kind, fault in faults.items():
         found = coded.filter(fault)["order"]
         if len(found):
             problems.add(kind, len(found), _examples(rows, found))
             coded = coded.filter(~fault)
-    coded = coded.drop("usable", "no_item").sort("user", "item", "time", "order")
+    num_sound = coded.height
+    coded = coded.filter("chosen").drop("chosen", "usable", "no_item")
+    num_not_chosen = num_sound - coded.height
+    coded = coded.sort("user", "item", "time", "order")
     same = pl.all_horizontal(pl.col(name) == pl.col(name).shift(1) for name in ("user", "item", "time")).fill_null(
         False
     )
@@ -90,7 +99,7 @@ def read_interactions(raw: RawDomain, item_ids: pl.Series, usable: pl.Series, pr
     if len(repeated):
         problems.add("duplicate_interaction", len(repeated), _examples(rows, repeated))
         coded = coded.filter(~same)
-    return Interactions(coded.sort("user", "time", "order").drop("order"), user_ids, num_read)
+    return Interactions(coded.sort("user", "time", "order").drop("order"), user_ids, num_read, num_not_chosen)
 
 
 def _examples(rows: pl.LazyFrame, order: pl.Series) -> list[str]:
@@ -121,7 +130,7 @@ def without_items(
         for user, item, time in table.filter(lost).head(MAX_EXAMPLES).iter_rows()
     ]
     problems.add("item_dropped", int(lost.sum()), examples)
-    return Interactions(table.filter(~lost), interactions.user_ids, interactions.num_read)
+    return replace(interactions, table=table.filter(~lost))
 
 
 def split_users(interactions: Interactions, row_of_item: np.ndarray, rule: SplitRule) -> pl.DataFrame:
@@ -150,6 +159,7 @@ def split_users(interactions: Interactions, row_of_item: np.ndarray, rule: Split
         raise UserError(
             f"no user has {rule.min_interactions} or more of the {table.height:,} usable interactions: check that the "
             "item ids of both tables agree, or lower --min_interactions"
+            + (" or ask for more with --categories, --since and --until" if interactions.num_not_chosen else "")
         )
     trained = pl.col("row").list.len() - NUM_HELD_OUT
     return kept.select(
@@ -160,6 +170,23 @@ def split_users(interactions: Interactions, row_of_item: np.ndarray, rule: Split
         valid=pl.col("row").list.get(-2),
         test=pl.col("row").list.get(-1),
     )
+
+
+def met_items(users: pl.DataFrame, num_items: int) -> np.ndarray:
+    """Returns: [N] bool, whether each row occurs in a kept sequence, its two held-out items included."""
+    met = count_occurrences(users["history"], num_items) > 0
+    met[users["valid"]] = True
+    met[users["test"]] = True
+    return met
+
+
+def with_rows(users: pl.DataFrame, new_row: np.ndarray) -> pl.DataFrame:
+    """The same sequences where row i of the catalogue is called new_row[i], which is anything where none has it."""
+    rows = pl.Series(new_row, dtype=pl.UInt32)
+    flat = users.select("user", "history").explode("history")
+    flat = flat.with_columns(history=rows[flat["history"]])
+    history = flat.group_by("user", maintain_order=True).agg("history")["history"]
+    return users.with_columns(history, valid=rows[users["valid"]], test=rows[users["test"]])
 
 
 def count_occurrences(history: pl.Series, num_items: int) -> np.ndarray:

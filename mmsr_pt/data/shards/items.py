@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 
 from mmsr_pt.data.domain import IMAGE, TEXT
+from mmsr_pt.data.entities import unescape_column
+from mmsr_pt.data.shards.choice import in_categories
 from mmsr_pt.data.shards.images import encode_images
 from mmsr_pt.data.shards.problems import MAX_EXAMPLES, Problems
 from mmsr_pt.data.shards.tars import Blocks, TarSummary, TarWriter, item_key, to_json
@@ -27,20 +29,22 @@ _NO_ROW = -1
 _VISIBLE = r"[^\p{C}\p{Z}]"  # a title of zero-width characters alone is as empty as none
 
 
-def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) -> pl.DataFrame:
-    """The distinct items of the items table: item_id, title (one line), image, usable.
+def read_items(
+    raw: RawDomain, modalities: tuple[str, ...], problems: Problems, categories: tuple[str, ...] = ()
+) -> pl.DataFrame:
+    """The distinct items of the items table: item_id, title (one line, no HTML entities), image, chosen, usable.
 
-    An item without what `modalities` ask for stays, marked as not usable, so that its interactions can be told from
-    those with unknown items.
+    An item of none of the `categories`, where any are given, stays, marked as not chosen, and one without what
+    `modalities` ask for, marked as not usable, so that their interactions can be told from those with unknown items.
     """
+    columns = ["item_id", "title", "image", *(["categories"] if categories else [])]
     try:
-        items = raw.items.collect(engine="streaming")
+        items = raw.items.select(columns).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UserError(f"the items table in {raw.root} cannot be read: {reason(error)}") from error
-    items = items.with_columns(
+    items = items.with_columns(unescape_column(items["title"])).with_columns(
         # one line without runs of spaces: what tokenizers and JSON readers see should be what people see
-        pl.col("title").str.replace_all(r"[\s\x00]+", " ").str.strip_chars().fill_null(""),
-        usable=pl.lit(True),
+        pl.col("title").str.replace_all(r"[\s\x00]+", " ").str.strip_chars().fill_null("")
     )
     nameless = items["item_id"].is_null()
     problems.add("missing_id", int(nameless.sum()), [f"item with title {t!r}" for t in items.filter(nameless)["title"]])
@@ -48,6 +52,8 @@ def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) 
     again = ~items["item_id"].is_first_distinct()
     _count(problems, "duplicate_item", items.filter(again))
     items = items.filter(~again)
+    chosen = in_categories(items, categories, raw) if categories else pl.repeat(True, items.height, eager=True)
+    items = items.select("item_id", "title", "image", chosen=chosen, usable=chosen)
     lacks = {
         "empty_title": (TEXT, ~pl.col("title").str.contains(_VISIBLE)),
         "missing_image": (IMAGE, pl.col("image").is_null()),
@@ -58,7 +64,7 @@ def read_items(raw: RawDomain, modalities: tuple[str, ...], problems: Problems) 
             items = items.with_columns(usable=pl.col("usable") & ~lack)
     if not items["usable"].any():
         raise UserError(
-            f"none of the {items.height:,} items has "
+            f"none of the {chosen.sum():,} items has "
             + " and ".join(f"a usable {m}" for m in modalities)
             + ": check the items table and images/, or leave one out with --modalities"
         )
@@ -87,7 +93,7 @@ def write_items(
     items: pl.DataFrame, directory: Path, with_images: bool, workers: Workers, problems: Problems
 ) -> WrittenItems:
     """Writes every usable item once, numbering them in the order of the table; unreadable pictures drop theirs."""
-    usable = items.with_row_index("place").filter("usable").drop("usable")
+    usable = items.with_row_index("place").filter("usable")
     row_of_item = np.full(items.height, _NO_ROW, dtype=np.int64)
     directory.mkdir()
     with _ItemTars(directory) as writer, progress("items", usable.height) as bar:
@@ -100,6 +106,26 @@ def write_items(
         if not writer.num_items:
             raise UserError("no picture can be decoded: check images/, or build with --modalities text")
         return writer.finish(row_of_item)
+
+
+def keep_items(items: pl.DataFrame, written: WrittenItems, met: np.ndarray, directory: Path) -> WrittenItems:
+    """Writes the items tars once more, with the rows that are True in `met` ([N] bool) alone, and numbers them anew."""
+    row_of_item = np.full(items.height, _NO_ROW, dtype=np.int64)
+    ids, titles = items["item_id"], items["title"]
+    sources = [path.open("rb") for path in written.paths]
+    directory.mkdir()
+    try:
+        with _ItemTars(directory) as writer:
+            for place in np.flatnonzero(written.row_of_item != _NO_ROW)[met].tolist():
+                row = written.row_of_item[place]
+                source, size = sources[written.blocks.tars[row]], written.image_sizes[row]
+                source.seek(max(0, written.image_offsets[row]))
+                image = None if size < 0 else source.read(size)
+                row_of_item[place] = writer.add(ids[place], titles[place], image)
+            return writer.finish(row_of_item)
+    finally:
+        for source in sources:
+            source.close()
 
 
 def _contents(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.shards.interactions import Interactions
 from mmsr_pt.data.shards.items import WrittenItems
 from mmsr_pt.data.shards.output import write_file
 from mmsr_pt.data.shards.problems import KINDS
@@ -88,6 +89,32 @@ def tar_entries(
         }
         for (path, kind), tar in zip(paths, [*written.summaries, *train])
     ]
+
+
+def counts_of(users: pl.DataFrame, train_count: np.ndarray, train: list[TarSummary]) -> dict[str, int]:
+    """What is in the domain."""
+    occurrences = int(train_count.sum())
+    train_bytes = sum(tar.num_bytes for tar in train)
+    return {
+        "users": users.height,
+        "items": len(train_count),
+        "interactions": occurrences + 2 * users.height,
+        "train_interactions": occurrences,
+        "items_in_training": int((train_count > 0).sum()),
+        "train_bytes": train_bytes,
+        "train_bytes_if_repeated": train_bytes + sum(tar.repeated_bytes for tar in train),
+    }
+
+
+def counts_read(interactions: Interactions, items: pl.DataFrame) -> dict[str, int]:
+    """What was in the raw dataset, and how much of it was not asked for."""
+    return {
+        "users_read": len(interactions.user_ids),
+        "items_read": items.height,
+        "interactions_read": interactions.num_read,
+        "items_not_chosen": items.height - int(items["chosen"].sum()),
+        "interactions_not_chosen": interactions.num_not_chosen,
+    }
 
 
 def print_summary(domain: Domain) -> None:

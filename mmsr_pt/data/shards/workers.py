@@ -44,6 +44,13 @@ class Workers:
         while waiting:
             yield waiting.popleft().result()
 
+    def start(self, function: Callable[..., Result], *arguments: object) -> Callable[[], Result]:
+        """Begins a call beside the tasks of `map`; what is returned waits for its result."""
+        if self._pool is None:
+            result = function(*arguments)
+            return lambda: result
+        return self._pool.submit(function, *arguments).result
+
     def __enter__(self) -> Workers:
         return self
 

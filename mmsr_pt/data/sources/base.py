@@ -10,6 +10,8 @@ from typing import Protocol
 
 import polars as pl
 
+from mmsr_pt.data.sources.encoding import as_utf8
+from mmsr_pt.data.sources.files import holdings, look_below
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.registry import Registry
 
@@ -30,7 +32,10 @@ class RawDomain:
     interactions: pl.LazyFrame
     """user_id str, item_id str, time (a number, null where it cannot be read); rows of one time in their order."""
     items: pl.LazyFrame
-    """item_id str, title str, image str: path of the picture file, null where there is none."""
+    """item_id str, title str, image str (path of the picture file, null where there is none), categories list[str]
+    (names that the item can be chosen by; empty or null where the layout has none)."""
+    seconds_per_unit: float | None = 1.0
+    """Of `time`, which counts from the start of 1970 in UTC; None where times are no dates."""
 
 
 class Source(Protocol):
@@ -51,16 +56,27 @@ class Source(Protocol):
 SOURCES: Registry[type[Source]] = Registry("source")
 
 
-def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
-    """A CSV (every column as text) or Parquet file, lazily; UserError when it or a column is missing."""
+def scan_table(path: Path, required: Sequence[str], scratch: Path, optional: Sequence[str] = ()) -> pl.LazyFrame:
+    """A CSV (every column as text) or Parquet file, lazily.
+
+    Args:
+        path: the file; a CSV in another encoding than UTF-8 is copied to `scratch` in UTF-8.
+        required: columns that it must have, whatever the case of their names; they come out named as here.
+        scratch: see Source.
+        optional: columns that are renamed like the required ones if they are there.
+
+    Raises:
+        UserError: the file or a column is missing.
+    """
     if not path.is_file():
-        beside = ", ".join(sorted(p.name for p in path.parent.iterdir())[:10]) if path.parent.is_dir() else ""
-        raise UserError(
-            f"{path} is missing; {path.parent} " + (f"holds: {beside}" if beside else "is no directory with files")
-        )
+        raise UserError(f"{path} is missing; {holdings(path.parent)}{look_below(path.parent, [path.name])}")
     try:
-        # infer_schema=False: everything as text, or the leading zeros of ids would be gone
-        table = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
+        if path.suffix == ".parquet":
+            table = pl.scan_parquet(path)
+        else:
+            # infer_schema=False: everything as text, or the leading zeros of ids would be gone
+            table = pl.scan_csv(as_utf8(path, scratch), infer_schema=False)
+        table = _with_names(table, (*required, *optional))
         found = table.collect_schema().names()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path} cannot be read as a table: {reason(error)}") from error
@@ -70,14 +86,27 @@ def scan_table(path: Path, required: Sequence[str]) -> pl.LazyFrame:
     return table
 
 
-def join_text(columns: Sequence[str]) -> pl.Expr:
+def _with_names(table: pl.LazyFrame, known: Sequence[str]) -> pl.LazyFrame:
+    """Columns that are one of `known` but for case and spaces around them are named as there."""
+    found = table.collect_schema().names()
+    alike = {name: [other for other in found if other.strip().lower() == name.lower()] for name in known}
+    return table.rename({same[0]: name for name, same in alike.items() if name not in found and len(same) == 1})
+
+
+def join_text(columns: Sequence[pl.Expr]) -> pl.Expr:
     """The columns joined with ", ", empty ones left out."""
-    return pl.concat_str([_present(name) for name in columns], separator=", ", ignore_nulls=True)
+    return pl.concat_str([_present(column) for column in columns], separator=", ", ignore_nulls=True)
 
 
-def _present(name: str) -> pl.Expr:
-    text = pl.col(name).cast(pl.String).str.strip_chars()
+def _present(column: pl.Expr) -> pl.Expr:
+    text = column.cast(pl.String).str.strip_chars()
     return pl.when(text != "").then(text)
+
+
+def distinct_names(names: pl.Expr) -> pl.Expr:
+    """`categories` out of lists of text: stripped, each name once, empty ones left out."""
+    stripped = names.list.eval(pl.element().str.strip_chars()).list.drop_nulls()
+    return stripped.list.eval(pl.element().filter(pl.element() != "")).list.unique(maintain_order=True)
 
 
 def add_images(items: pl.LazyFrame, folder: Path, with_images: bool) -> pl.LazyFrame:

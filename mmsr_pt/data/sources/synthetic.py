@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from mmsr_pt.data.sources.base import SOURCES, RawDomain
-from mmsr_pt.data.sources.look import LOOKS, NUM_KINDS, NUM_STYLES, draw_picture, write_title
+from mmsr_pt.data.sources.look import KINDS, LOOKS, NUM_KINDS, NUM_STYLES, draw_picture, write_title
 from mmsr_pt.data.sources.table import Table
 from mmsr_pt.log import UserError
 
@@ -67,9 +67,13 @@ class Synthetic:
         if root.exists() and any(root.iterdir()):
             raise UserError(f"{root} is not empty: give --root an empty or new directory, or leave it out")
         rng = self.generator()
-        self._write(root, self.world(rng), rng, with_images)
+        world = self.world(rng)
+        self._write(root, world, rng, with_images)
         raw = Table(root, licence="drawn by a program; no rights reserved").read(scratch, with_images)
-        return replace(raw, source="synthetic")
+        # not in items.csv, where `table` would take them for a part of the titles
+        kinds = pl.LazyFrame({"item_id": self._ids(world), "categories": [[KINDS[kind][0]] for kind in world.kind]})
+        items = raw.items.drop("categories").join(kinds, on="item_id", how="left", maintain_order="left")
+        return replace(raw, source="synthetic", items=items)
 
     def generator(self) -> np.random.Generator:
         """What draws everything: first the world, then titles and pictures."""
@@ -85,11 +89,14 @@ class Synthetic:
         walks = [_walk(members, appeal, int(length), rng) for length in rng.integers(12, 21, self.num_users)]
         return World(style, kind, appeal, walks)
 
+    def _ids(self, world: World) -> list[str]:
+        return [f"{self.variant}-{number:05d}" for number in range(len(world.style))]
+
     def _write(self, root: Path, world: World, rng: np.random.Generator, with_images: bool) -> None:
         look = LOOKS[self.variant]
         images = root / "images"
         images.mkdir(parents=True)
-        ids = [f"{self.variant}-{number:05d}" for number in range(len(world.style))]
+        ids = self._ids(world)
         titles = [write_title(int(kind), look, rng) for kind in world.kind]
         if with_images:
             for item_id, style in zip(ids, world.style):

@@ -7,16 +7,16 @@ ROOT/images/<item_id>.jpg                                                    (or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, join_text, scan_table
+from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, distinct_names, join_text, scan_table
 from mmsr_pt.log import UserError
 
 _ISO_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_NAMES = pl.List(pl.String)
 _MICROSECONDS = 1_000_000
 _LATEST = 2.0**62  # what counts as a time: nothing that an int64 could not hold
 
@@ -36,11 +36,15 @@ class Table:
 
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
-        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"))
-        items = scan_table(_either(self.root, "items"), ("item_id", *(self.title_columns or ("title",))))
-        columns = self._columns(items.collect_schema().names())
-        tags = pl.col(columns[1:]).cast(pl.String).str.replace_all("|", ", ", literal=True)
-        titles = items.with_columns(tags).select(pl.col("item_id").cast(pl.String), title=join_text(columns))
+        interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"), scratch)
+        required = ("item_id", *(self.title_columns or ("title",)))
+        items = scan_table(_either(self.root, "items"), required, scratch, optional=("category",))
+        found = items.collect_schema().names()
+        columns = list(self.title_columns) or [name for name in ("title", "category") if name in found]
+        first, *more = (pl.col(name).cast(pl.String) for name in columns)
+        title = join_text([first, *(column.str.replace_all("|", ", ", literal=True) for column in more)])
+        names = pl.col("category").cast(pl.String).str.split("|") if "category" in found else pl.lit([], _NAMES)
+        described = items.select(pl.col("item_id").cast(pl.String), title=title, categories=distinct_names(names))
         return RawDomain(
             source="table",
             root=self.root,
@@ -49,11 +53,8 @@ class Table:
                 pl.col("user_id", "item_id").cast(pl.String),
                 time=parsed_time(interactions.collect_schema()["timestamp"]),
             ),
-            items=add_images(titles, self.root / "images", with_images),
+            items=add_images(described, self.root / "images", with_images),
         )
-
-    def _columns(self, found: Sequence[str]) -> list[str]:
-        return list(self.title_columns) or [name for name in ("title", "category") if name in found]
 
 
 def _either(root: Path, name: str) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
 from mmsr_pt.models.towers.tower import BLOCK, LORA, Tower
@@ -36,3 +37,18 @@ def add_lora(tower: Tower, rank: int) -> None:
             f"lora:{rank}: {type(tower).__name__} has no linear maps in its blocks; tune it with top:K, side or full"
         )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), tower)
+
+
+def without_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the plain tower that computes what one with `add_lora`'s updates does: W + 2 B A for each W."""
+    plain = {}
+    for name, value in weights.items():
+        linear, mark, kind = name.rpartition(".base_layer.")
+        if mark and kind == "weight":
+            down, up = (weights[f"{linear}.lora_{side}.default.weight"] for side in "AB")
+            plain[f"{linear}.weight"] = value + 2 * up @ down
+        elif mark:
+            plain[f"{linear}.{kind}"] = value
+        elif ".lora_" not in name:
+            plain[name] = value
+    return plain

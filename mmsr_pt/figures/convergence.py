@@ -83,7 +83,7 @@ def draw_convergence(panels: Sequence[Sequence[Panel]], title: str) -> Figure:
         panels: row by row, all rows equally long; curves of the same number look the same in all.
         title: of the whole.
     """
-    figure, grid = canvas(len(panels), len(panels[0]), width=4.6, height=3.4)
+    figure, grid = canvas(len(panels), len(panels[0]), width=4.8, height=3.9)
     for axes_row, panel_row in zip(grid, panels, strict=True):
         for axes, panel in zip(axes_row, panel_row, strict=True):
             _draw(axes, panel)
@@ -123,4 +123,6 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        # below: wherever it stood among the curves, some would run through it
+        below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
+        axes.legend(frameon=False, fontsize=8, ncols=2, columnspacing=1, handlelength=2.4, **below)

@@ -105,7 +105,7 @@ def test_several_categories_unpacked_files_and_subdirectories_make_one_domain(tm
     raw = read(root, tmp_path / "scratch")
     assert raw.items.collect()["item_id"].to_list() == ["C1", "B04", *ITEMS]  # Art comes before Zoo
     assert raw.interactions.collect().rows() == [("A0", "C1", 7), ("A0", "B04", 8), *reviews()]
-    domain = build_domain(raw, tmp_path / "out", BuildOptions(SplitRule(3), ("text",), num_workers=1))
+    domain = build_domain(raw, tmp_path / "out", BuildOptions(SplitRule(3), modalities=("text",), num_workers=1))
     assert domain.meta["problems"]["duplicate_item"] == {"count": 1, "examples": ["item B04"]}
 
 

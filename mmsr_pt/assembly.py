@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mmsr_pt.cache import ItemCache, open_cache
+from mmsr_pt.codebook import fit_codebook
 from mmsr_pt.config import ModelConfig, OptimConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_table import ItemTable
@@ -20,6 +21,7 @@ from mmsr_pt.data.shards.build import ensure_drawn_domain
 from mmsr_pt.data.stream import Share, TrainLoader, UserStream
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
+from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.item_encoder import TrainedTowers
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
@@ -35,11 +37,13 @@ def open_domains(config: PretrainConfig, drawn: Literal["source", "target"] = "s
     model = config.model
     paths = config.data.data or (ensure_drawn_domain(variant=drawn),)
     domains = [Domain.load(path, config.data.max_users, config.run.seed) for path in paths]
-    if model.item == "id" and len(domains) > 1:
-        raise UserError(f"--item id learns one domain's items, {len(domains)} domains were given: name one --data")
+    if model.learns_items and len(domains) > 1:
+        raise UserError(
+            f"--item {model.item} learns one domain's items, {len(domains)} domains were given: name one --data"
+        )
     for domain in domains:
         for modality, flag, tower in (("text", "--text", model.text), ("image", "--vision", model.vision)):
-            if model.item == "content" and tower != "none" and modality not in domain.modalities:
+            if model.reads_content and tower != "none" and modality not in domain.modalities:
                 raise UserError(
                     f"{domain.path} was built without {modality}: use {flag} none, or build it again with it"
                 )
@@ -86,13 +90,15 @@ def build_model(
 ) -> tuple[MMSRModel, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.
 
+    Collective with `--item codes`, whose codebook is fitted on the domains' titles: call on every rank.
+
     Args:
         config: of the model.
         domains: to train on.
         trained: towers of another model, which go on learning in this one.
         tokenizer: of a trained text tower.
     """
-    if config.item == "content" and tokenizer is None:
+    if config.reads_content and tokenizer is None:
         if config.vlp != "none":
             check_hf_place("--vlp", config.vlp.removeprefix("hf:"))
         check_text_name(config.text)
@@ -100,10 +106,13 @@ def build_model(
     model = MMSRModel.build(
         config,
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,
-        num_items=domains[0].num_items if config.item == "id" else None,
+        num_items=domains[0].num_items if config.learns_items else None,
         trained=trained,
     )
-    return model, Preprocessor(tokenizer, model.image_spec, config.title_tokens)
+    preprocessor = Preprocessor(tokenizer, model.image_spec, config.title_tokens)
+    if isinstance(model.item_encoder, CodeItemEncoder):
+        fit_codebook(model.item_encoder, preprocessor, domains)
+    return model, preprocessor
 
 
 def build_param_groups(config: OptimConfig, model: MMSRModel) -> list[ParamGroup]:

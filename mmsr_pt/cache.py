@@ -32,6 +32,7 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import ItemSource
 from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.models.item_encoder import ContentItemEncoder
+from mmsr_pt.models.items import content_of
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.towers.tower import Tower
 from mmsr_pt.training.distributed import barrier, from_rank0, rank, sum_over_ranks, world_size
@@ -92,8 +93,8 @@ def open_cache(
     Raises:
         UserError: the model has no frozen bottom, or the disk has too little room.
     """
-    encoder = model.item_encoder
-    if not isinstance(encoder, ContentItemEncoder) or not (_is_cut(encoder.text) or _is_cut(encoder.vision)):
+    encoder = content_of(model.item_encoder)
+    if encoder is None or not (_is_cut(encoder.text) or _is_cut(encoder.vision)):
         raise UserError("--cache: this model has no frozen bottom to keep the output of: leave --cache out")
     raw = dataclasses.replace(
         preprocessor,

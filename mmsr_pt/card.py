@@ -13,6 +13,7 @@ from mmsr_pt.models.sequence import sequence_encoders
 
 CARD_FILE = "README.md"
 _DIRECTORY = "THIS_DIRECTORY_OR_HUB_ID"
+_WITH_FEATURES = {"fdsa": "FDSA", "carca": "CARCA++"}
 
 
 def model_card(
@@ -72,21 +73,32 @@ and preprocessing.
 
 
 def kind(config: ModelConfig) -> str:
-    """What the paper calls a model of these parts: MMSR, MMSR-T, MMSR-V or IDSR."""
-    if config.item == "id":
-        return "IDSR"
+    """What the paper calls a model of these parts: MMSR, MMSR-T, MMSR-V, IDSR, or one of its baselines."""
+    if config.item == "both":
+        return _WITH_FEATURES[config.sequence]
+    return {"id": "IDSR", "codes": "VQRec"}.get(config.item) or _content(config)
+
+
+def _content(config: ModelConfig) -> str:
     return {"none": "MMSR-V"}.get(config.text) or {"none": "MMSR-T"}.get(config.vision) or "MMSR"
 
 
 def _what_an_item_is(config: ModelConfig) -> str:
     if config.item == "id":
         return "An item is a learned vector of its own, so it knows the items of its training data only."
-    content = {"MMSR": "title and picture", "MMSR-T": "title", "MMSR-V": "picture"}[kind(config)]
+    content = {"MMSR": "title and picture", "MMSR-T": "title", "MMSR-V": "picture"}[_content(config)]
+    if config.item == "both":
+        return f"An item is its {content} and a learned vector, so it knows the items of its training data only."
+    if config.item == "codes":
+        return (
+            f"An item is {config.num_codes} codes of its title, so it can rank items and whole catalogues that it was "
+            "not trained on, and cannot tell apart what has the same codes."
+        )
     return f"An item is its {content}, so it can rank items and whole catalogues that it was not trained on."
 
 
 def _modalities(config: ModelConfig) -> list[str]:
-    return ["multimodal"] if kind(config) == "MMSR" else []
+    return ["multimodal"] if config.reads_content and _content(config) == "MMSR" else []
 
 
 def _parts(config: ModelConfig, joins_itself: bool) -> list[tuple[str, str]]:
@@ -94,10 +106,14 @@ def _parts(config: ModelConfig, joins_itself: bool) -> list[tuple[str, str]]:
     sequence = ("sequence encoder", f"{config.sequence}, {num_layers} layers, width {config.width}")
     if config.item == "id":
         return [("item", "learned vectors"), sequence]
+    if config.item == "codes":
+        codes = ("codes", f"{config.num_codes}, of {config.code_values} values each")
+        return [("text tower, frozen", _tower(config.text)), codes, sequence]
     towers = [("text tower", _tower(config.text)), ("vision tower", _tower(config.vision))]
     fusion = "none: the first joins both" if joins_itself else config.fusion_name
-    joined = [("fusion", fusion)] if kind(config) == "MMSR" else []
-    return [*towers, *joined, sequence]
+    joined = [("fusion", fusion)] if _content(config) == "MMSR" else []
+    learned = [("beside it", "learned vectors")] if config.item == "both" else []
+    return [*towers, *joined, *learned, sequence]
 
 
 def _tower(name: str) -> str:

@@ -35,7 +35,7 @@ from mmsr_pt.config import PretrainConfig, parse_flags
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import COLD_BELOW, Domain
 from mmsr_pt.evaluation.cases import ProtocolName, Split, UserSample, questions
-from mmsr_pt.evaluation.evaluate import CatalogueScorer, ItemSource, encode_catalogue, evaluate, evaluate_baselines
+from mmsr_pt.evaluation.evaluate import ItemSource, catalogue_scorer, encode_catalogue, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import print_results, wide_console
@@ -191,7 +191,7 @@ def recommend_command(
         rows = rows_of_items(domain, item_ids)
     recommender, source = _open(model, domain)
     recommender = recommender.to(state.device)
-    scorer = CatalogueScorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
+    scorer = catalogue_scorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
     found = recommend(scorer, domain, rows, top_k, recommender.config.max_history, recommender.score_scale)
     if state.is_main_process:
         behind = f"user {user}" if user is not None else f"{len(rows)} items"
@@ -237,7 +237,7 @@ def study_command(
     skips what is finished; further rows, domains and seeds join the same --out.
 
     Args:
-        table: table2 to table4, table6 to table8 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
+        table: table2 to table8 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
             figure8 or figure9, from runs of table4, or figure6, from those of table6, which are not trained twice.
         data: Domain directories; each row runs on each by itself.
         rows: Some rows; none given: all.

@@ -31,13 +31,17 @@ def _require(condition: bool, sentence: str) -> None:
 DEFAULT_POLICY = "top:2"
 """What of a tower trains where the user says nothing (section 4.2 of the paper)."""
 
+READ_BOTH = ("fdsa", "carca")
+"""Sequence encoders that read learned vectors and content side by side, and nothing else."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The parts of a recommender and their sizes."""
 
-    item: Literal["content", "id"] = "content"
-    """What an item is: its title and picture, or a learned vector of its own (`id`: IDSR, cannot be transferred)."""
+    item: Literal["content", "id", "both", "codes"] = "content"
+    """What an item is: its title and picture; a learned vector of its own (`id`: IDSR, cannot be transferred); `both`
+    side by side (FDSA and CARCA++, cannot be transferred either); or `codes` of its title (VQRec)."""
     text: str = "tiny"
     """Text tower: tiny, hf:NAME, hf:/a/local/dir, or none (MMSR-V)."""
     vision: str = "tiny"
@@ -57,18 +61,24 @@ class ModelConfig:
     """Where titles find their tokenizer, hf:NAME or hf:/a/local/dir, if it is not beside the text tower's weights."""
     fusion: str | None = None
     """How text and vision become one item vector: sum, concat, gate, film, each also with a perceptron behind it
-    (sum+dnn); co (co-attention), merge (merge-attention). None given: merge, and concat with --vlp, as in the paper;
-    ViLT, VisualBERT and FLAVA join both by themselves."""
+    (sum+dnn); vanilla (FDSA's weights over both); co (co-attention), merge (merge-attention). None given: merge, and
+    concat with --vlp, as in the paper; fdsa takes vanilla, carca concat; ViLT, VisualBERT and FLAVA join both by
+    themselves. sum and concat are MoRec++."""
     fusion_layers: int = 1
     """Blocks of an attention fusion."""
     fusion_heads: int = 4
     """Attention heads of an attention fusion."""
     sequence: str = "sasrec"
-    """Sequence encoder: sasrec, grurec, nextitnet, bert4rec, or rotary (a causal transformer of today's kind)."""
+    """Sequence encoder: sasrec, grurec, nextitnet, bert4rec, or rotary (a causal transformer of today's kind); with
+    --item both fdsa or carca."""
     sequence_layers: int | None = None
     """Blocks of the sequence encoder; none given: the paper's number (grurec 4, the others 2)."""
     sequence_heads: int = 2
-    """Attention heads of the sequence encoder (sasrec, bert4rec, rotary)."""
+    """Attention heads of the sequence encoder (sasrec, bert4rec, rotary, fdsa, carca)."""
+    num_codes: int = 32
+    """Codes of an item (`--item codes`), one for each of so many equal parts of its title's vector."""
+    code_values: int = 256
+    """Values that each code can take (`--item codes`): centroids of its part, found by k-means over the catalogue."""
     width: int = 128
     """D: width of item vectors and of the sequence encoder (the paper: 768)."""
     dropout: float = 0.1
@@ -97,8 +107,8 @@ class ModelConfig:
     """What trains of the blocks in which ViLT, VisualBERT or FLAVA join both; none given: --tune, of FLAVA all."""
     score: Literal["scaled", "cosine", "dot"] | None = None
     """How a user meets an item: inner product / sqrt(D), cosine / temperature, or inner product (the paper). None
-    given: scaled for content, since untrained towers do not get started on cosines; cosine for `--item id`, whose
-    vectors start too short for products."""
+    given: scaled for content, since untrained towers do not get started on cosines; cosine for `--item id`, `both` and
+    `codes`, whose vectors start too short for products; dot for carca, whose score is no product."""
     temperature: float = 0.1
     """Divides cosine scores; unused by the others."""
 
@@ -115,12 +125,25 @@ class ModelConfig:
     @property
     def fusion_name(self) -> str:
         """`fusion`, or what stands for it where none is given."""
-        return self.fusion or ("merge" if self.vlp == "none" else "concat")
+        of_sequence = {"fdsa": "vanilla", "carca": "concat"}.get(self.sequence)
+        return self.fusion or of_sequence or ("merge" if self.vlp == "none" else "concat")
 
     @property
     def score_kind(self) -> Literal["scaled", "cosine", "dot"]:
         """`score`, or what stands for it where none is given."""
-        return self.score or ("cosine" if self.item == "id" else "scaled")
+        if self.sequence == "carca":
+            return "dot"
+        return self.score or ("scaled" if self.item == "content" else "cosine")
+
+    @property
+    def reads_content(self) -> bool:
+        """Whether an item's title or picture is read."""
+        return self.item != "id"
+
+    @property
+    def learns_items(self) -> bool:
+        """Whether each item of one catalogue has a learned vector, which means nothing in another."""
+        return self.item in ("id", "both")
 
     def __post_init__(self) -> None:
         if self.vlp != "none":
@@ -132,6 +155,7 @@ class ModelConfig:
             object.__setattr__(self, "text", self.vlp)
             if self.vision == "tiny":
                 object.__setattr__(self, "vision", self.vlp)
+        self._check_item()
         _require(
             self.tokenizer is None or self.tokenizer.startswith("hf:"),
             f"--tokenizer {self.tokenizer}: give hf:NAME or hf:/a/local/dir",
@@ -152,15 +176,40 @@ class ModelConfig:
             "give another --vision_tune",
         )
         _require(
-            not self.modality_dropout or (self.item == "content" and "none" not in (self.text, self.vision)),
+            not self.modality_dropout or (self.reads_content and "none" not in (self.text, self.vision)),
             f"--modality_dropout {self.modality_dropout} needs title and picture, of which it drops one: leave it out, "
             "or train with --text and --vision",
         )
         for name in ("dropout", "attention_dropout", "modality_dropout", "patch_mask"):
             _require(0 <= getattr(self, name) < 1, f"--{name} {getattr(self, name)} must lie in [0, 1)")
-        for name in ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width"):
+        at_least_1 = ("fusion_layers", "sequence_layers", "max_history", "title_tokens", "width")
+        for name in (*at_least_1, "num_codes", "code_values"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name} {value} must be at least 1")
+
+    def _check_item(self) -> None:
+        """Raises UserError where what an item is does not go with the other parts."""
+        _require(
+            (self.item == "both") == (self.sequence in READ_BOTH),
+            f"--item {self.item} does not go with --sequence {self.sequence}: --item both belongs to --sequence "
+            f"{' or '.join(READ_BOTH)}, and each of them to it",
+        )
+        _require(
+            self.sequence != "carca" or self.score in (None, "dot"),
+            f"--sequence carca scores by attention and knows no --score {self.score}: leave it out",
+        )
+        if self.item == "codes":
+            _require(
+                self.text not in ("tiny", "none") and self.vlp == "none" and self.vision in ("tiny", "none"),
+                f"--item codes are codes of what a pretrained text tower makes of titles, not of --text {self.text}, "
+                f"--vision {self.vision}: give --text hf:NAME or hf:/a/local/dir, and no other tower",
+            )
+            policy = self.text_tune or self.tune
+            _require(
+                policy in (None, "frozen"),
+                f"--item codes keeps its text tower frozen, as codes are made before training: leave {policy} out",
+            )
+            object.__setattr__(self, "vision", "none")
 
 
 @dataclass(frozen=True)
@@ -259,7 +308,7 @@ class RunConfig:
 
     preset: str = "default"
     """Named settings that other flags override: default, paper (the paper's setting), paper-best (its best model),
-    paper-table3 (what the rows of its table 3 share), paper-table3-gate (one row); tables 2 to 4, 6, 7, 11 to 14."""
+    paper-table3 (what the rows of its table 3 share), paper-table3-gate (one row); tables 2 to 7, 11 to 14."""
     ds_config: Path = Path("ds_configs/zero2.json")
     """The DeepSpeed configuration: batch, precision, ZeRO stage, clipping, offload."""
     run_dir: Path | None = None
@@ -312,7 +361,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        if self.model.item == "content" and self.model.vision.partition(":")[0] == "region":
+        if self.model.reads_content and self.model.vision.partition(":")[0] == "region":
             vision = f"--vision {self.model.vision}"
             _require(
                 not self.data.naive, f"--naive would run the detector of {vision} at every step: leave --naive out"
@@ -327,7 +376,11 @@ class PretrainConfig:
         if self.data.naive:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")
-            _require(self.model.item == "content", "--naive with --item id has nothing to encode: leave --naive out")
+            _require(self.model.reads_content, "--naive with --item id has nothing to encode: leave --naive out")
+            _require(
+                self.model.item != "both",
+                "--naive gives padding no learned vector, which --item both needs: leave it out",
+            )
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def load_model(bundle: Path, domain: Domain) -> tuple[MMSRModel, Preprocessor]:
     """
     model, preprocessor = MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle)
     fingerprints = {entry["fingerprint"] for entry in model.trained_on}
-    if model.config.item == "id" and domain.fingerprint not in fingerprints:
+    if model.config.learns_items and domain.fingerprint not in fingerprints:
         names = ", ".join(entry["name"] for entry in model.trained_on)
         raise UserError(
             f"{bundle} is an ID model, which knows the items of {names} only; {domain.path} is another domain or "

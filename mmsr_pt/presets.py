@@ -34,6 +34,8 @@ MAE: Setting = {"vision": "hf:facebook/vit-mae-base", "patch_mask": 0.75}
 ONLY_TEXT: Setting = {"vision": "none"}
 ONLY_VISION: Setting = {"text": "none"}
 ONLY_ID: Setting = {"item": "id", "cache": False}
+CODES: Setting = {"item": "codes", "text_tune": "frozen", **ONLY_TEXT}
+"""Of VQRec, whose text tower never trains."""
 
 BEST_TOWERS: Setting = {"text": ROBERTA, "vision": SWIN}
 """Of tables 4 and 8, the second of which names none but compares itself with the first."""
@@ -122,6 +124,20 @@ TABLES: dict[str, Table] = {
         "sequence encoder; IDSR, titles, pictures, both",
         {**_table4("sasrec"), **_table4("grurec"), **_table4("nextitnet")},
         ours={**_table4("bert4rec"), **_table4("rotary")},
+        common=BEST_TOWERS,
+    ),
+    "table5": Table(
+        "MMSR and what it is compared with",
+        {
+            "grurec": {"sequence": "grurec", **ONLY_ID},
+            "nextitnet": {"sequence": "nextitnet", **ONLY_ID},
+            "sasrec": {"sequence": "sasrec", **ONLY_ID},
+            "fdsa": {"item": "both", "sequence": "fdsa"},
+            "carca++": {"item": "both", "sequence": "carca"},
+            "vqrec": CODES,
+            "morec++": {"fusion": "concat"},
+            "mmsr": {"fusion": "merge"},
+        },
         common=BEST_TOWERS,
     ),
     "table6": Table(

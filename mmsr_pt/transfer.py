@@ -25,6 +25,7 @@ from mmsr_pt.hub import find_bundle
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
 from mmsr_pt.models.item_encoder import TrainedTowers
+from mmsr_pt.models.items import content_of
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.lora import without_lora
@@ -41,6 +42,8 @@ _MEANING: dict[str, tuple[str, ...]] = {
     "item_encoder.text_projection": ("text", "width"),
     "item_encoder.vision_projection": ("vision", "width"),
     "item_encoder.projection": ("vlp", "vision", "width"),
+    "item_encoder.codebook": ("text", "num_codes", "code_values"),
+    "item_encoder.codes": ("text", "num_codes", "code_values", "width"),
     "item_encoder.fusion": ("fusion_name", "fusion_layers", "fusion_heads", "width"),
     _SEQUENCE: ("sequence", "sequence_heads", "width"),
 }
@@ -59,6 +62,7 @@ class Source:
     """What ItemEncoder.config said."""
     trained_on: list[dict[str, str]]
     weights: dict[str, Tensor]
+    """By the names that they have where nothing stands beside content (`_plain`)."""
 
     @classmethod
     def open(cls, reference: str) -> Source:
@@ -66,7 +70,7 @@ class Source:
         directory = find_bundle(reference, "--init")
         saved = bundle.read_config(directory)
         config = from_dict(ModelConfig, saved["model"], str(directory / bundle.CONFIG_FILE))
-        weights = bundle.read_weights(directory)
+        weights = {_plain(name): value for name, value in bundle.read_weights(directory).items()}
         return cls(reference, directory, config, saved["item_encoder"], saved["trained_on"], weights)
 
     def of_part(self, part: str) -> dict[str, Tensor]:
@@ -122,15 +126,22 @@ def build_transferred(
             f"({'; '.join(f'{part}: {why}' for part, why in found.items())}): leave out the flags that change its parts"
         )
     from_rank0(lambda: wide_console().print(_table(source, parts, found)))
-    if config.item != "id":
+    if not config.learns_items:
         model.trained_on = source.trained_on
     return model, preprocessor
 
 
 def _parts(model: MMSRModel) -> dict[str, nn.Module]:
     """The parts that come along or not as a whole, by name."""
-    inside = {f"item_encoder.{name}": child for name, child in model.item_encoder.named_children()}
+    encoder, content = model.item_encoder, content_of(model.item_encoder)
+    children = {**dict(encoder.named_children()), **({} if content is None else dict(content.named_children()))}
+    inside = {f"item_encoder.{name}": child for name, child in children.items() if child is not content}
     return {name: part for name, part in {**inside, _SEQUENCE: model.sequence_encoder}.items() if part.state_dict()}
+
+
+def _plain(name: str) -> str:
+    """The name of a weight without the step into the content that stands beside learned vectors."""
+    return name.replace("item_encoder.content.", "item_encoder.", 1)
 
 
 def _trained_towers(config: ModelConfig, source: Source) -> TrainedTowers:

@@ -63,7 +63,7 @@ def test_an_id_model_takes_one_domain(small_domain: Domain) -> None:
 
 
 def test_without_data_the_drawn_domain_is_built(small_domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "ensure_drawn_domain", lambda: small_domain.path)
+    monkeypatch.setattr(assembly, "ensure_drawn_domain", lambda variant: small_domain.path)
     assert [domain.path for domain in open_domains(PretrainConfig())] == [small_domain.path]
 
 

@@ -19,6 +19,9 @@ NONE = "none"
         (ModelConfig(vision=NONE), "MMSR-T", "its title,"),
         (ModelConfig(text=NONE), "MMSR-V", "its picture,"),
         (ModelConfig(item="id"), "IDSR", "a learned vector of its own"),
+        (ModelConfig(item="both", sequence="fdsa"), "FDSA", "its title and picture and a learned vector"),
+        (ModelConfig(item="both", sequence="carca", vision=NONE), "CARCA++", "its title and a learned vector"),
+        (ModelConfig(item="codes", text="hf:a/b"), "VQRec", "is 32 codes of its title"),
     ],
 )
 def test_it_says_what_the_model_is(small_domain: Domain, config: ModelConfig, name: str, content: str) -> None:
@@ -29,7 +32,8 @@ def test_it_says_what_the_model_is(small_domain: Domain, config: ModelConfig, na
     assert "step 40" in card
     assert "NDCG@10 0.1235 " in card or "NDCG@10 0.1234 " in card
     for tower in ("text tower", "vision tower", "fusion"):
-        assert (f"| {tower} |" in card) == (name != "IDSR" and (tower != "fusion" or name == "MMSR"))
+        is_joined = config.reads_content and "none" not in (config.text, config.vision)
+        assert (f"| {tower} |" in card) == (name not in ("IDSR", "VQRec") and (tower != "fusion" or is_joined))
 
 
 def test_it_names_every_domain_with_its_licence_and_both_commands(small_domain: Domain) -> None:

@@ -175,6 +175,35 @@ def test_scores_follow_what_an_item_is_unless_given() -> None:
     assert parse_flags(["--item", "id", "--score", "dot"]).model.score_kind == "dot"
     assert parse_flags(["--item", "id", "--preset", "paper"]).model.score_kind == "dot"
     assert parse_flags(["--score", "cosine"]).model.score_kind == "cosine"
+    assert parse_flags(["--item", "both", "--sequence", "fdsa"]).model.score_kind == "cosine"
+    assert parse_flags(["--item", "both", "--sequence", "carca"]).model.score_kind == "dot"
+    assert parse_flags(["--item", "codes", "--text", "hf:a"]).model.score_kind == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--item both", "--item both does not go with --sequence sasrec: --item both belongs to --sequence fdsa or"),
+        ("--sequence fdsa", "--item content does not go with --sequence fdsa"),
+        ("--item id --sequence carca", "--item id does not go with --sequence carca"),
+        ("--item both --sequence carca --score cosine", "--sequence carca .* knows no --score cosine: leave it out"),
+        ("--item both --sequence fdsa --text none --vision none", "leave an item without content"),
+        ("--item both --sequence fdsa --naive --loss bce", "--naive gives padding no learned vector"),
+        ("--item codes", "--item codes are .* not of --text tiny, --vision tiny: give --text hf:NAME"),
+        ("--item codes --text none", "not of --text none"),
+        ("--item codes --text hf:a --vision hf:b", "not of --text hf:a, --vision hf:b"),
+        ("--item codes --vlp hf:a", "and no other tower"),
+        ("--item codes --text hf:a --tune full", "keeps its text tower frozen.*leave full out"),
+        ("--item codes --text hf:a --num_codes 0", "--num_codes 0 must be at least 1"),
+    ],
+)
+def test_what_an_item_is_must_go_with_who_reads_it(words: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_flags(words.split())
+
+
+def test_codes_are_read_from_titles_alone() -> None:
+    assert ModelConfig(item="codes", text="hf:a").vision == "none"
 
 
 def test_one_flag_tunes_both_towers_and_a_towers_own_flag_wins() -> None:

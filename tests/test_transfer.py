@@ -22,6 +22,7 @@ from mmsr_pt.transfer import Source, build_transferred, parse_finetune_flags
 from tests.conftest import build_drawn
 from tests.models.towers.small import perturb
 from tests.models.towers.vlps import MODELS, flags_for, publish, publish_eyes
+from tests.pretrain.test_cached_run import write_bert
 
 SMALL = ModelConfig(width=32, max_history=8)
 
@@ -224,3 +225,39 @@ def test_a_tower_comes_along_under_another_policy(
         assert not any("lora" in name for name, _ in model.named_parameters())
     assert torch.allclose(scores(model, preprocessor, target), before, atol=1e-5)
     assert before.std() > 0.01
+
+
+def test_learned_vectors_start_anew_and_all_beside_them_comes_along(
+    trained: Callable[..., Path], target: Domain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sequence in ("fdsa", "carca"):
+        model, _ = transferred(trained(item="both", sequence=sequence), target)
+        found = said(capsys)
+        assert found.pop("items").startswith("starts anew another domain's items")
+        assert set(found.values()) == {"loaded"}
+        assert {"text", "vision", "fusion", "sequence_encoder"} <= found.keys()
+        assert model.trained_on == [], "it knows the items of the new domain only"
+
+
+def test_content_goes_in_and_out_from_beside_learned_vectors(
+    trained: Callable[..., Path], target: Domain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transferred(trained(fusion="concat"), target, "--item", "both", "--sequence", "carca")
+    found = said(capsys)
+    assert found["text"] == found["vision_projection"] == found["fusion"] == "loaded"
+    assert found["sequence_encoder"].startswith("starts anew the source has sequence sasrec, not carca")
+    transferred(trained(item="both", sequence="fdsa", fusion="concat"), target, "--item", "content", *_SASREC)
+    found = said(capsys)
+    assert found["text"] == found["fusion"] == "loaded"
+
+
+_SASREC = ("--sequence", "sasrec")
+
+
+def test_codes_come_along_with_their_codebook(
+    trained: Callable[..., Path], target: Domain, small_domain: Domain, tmp_path: Path
+) -> None:
+    text = f"hf:{write_bert(tmp_path / 'bert', small_domain)}"
+    bundle = trained(item="codes", text=text, num_codes=4, code_values=8)
+    expected = scores(MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle), target)
+    assert torch.equal(scores(*transferred(bundle, target), target), expected)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mmsr_pt.data.domain import Domain
     from mmsr_pt.models.recommender import MMSRModel
 
+ATTENDED_SCORES = 2**19
+"""Scores of a block of a model that scores by attention, one for each position: some ten times as many floats."""
+
 POPULARITY, TRANSITIONS = BASELINES = ("popularity", "transitions")
 ItemSource = Callable[[range, int], Iterator[ItemInputs]]
 """(catalogue rows, batch size) -> those items in that order, in batches of that size; only the last may be smaller."""
@@ -108,6 +111,40 @@ class CatalogueScorer:
         return self._model.encode_last(self._catalogue[history], mask)
 
 
+class AttendingScorer:
+    """Scores a catalogue, some items at a time, by a model whose scores are no products (CARCA)."""
+
+    def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
+        """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`. Collective at ZeRO-3."""
+        self._model, self._catalogue = model, catalogue
+        with without_gradients(model):
+            self._candidates = model.sequence_encoder.as_candidates(catalogue).float()
+
+    def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
+        """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] float32."""
+        users = self._model.encode_users(self._catalogue[history], mask).float()
+        rows, last = torch.arange(len(users), device=users.device), mask.sum(dim=1) - 1
+        num_items, size = len(self._candidates), max(1, ATTENDED_SCORES // history.numel())
+        scores = users.new_empty(len(users), num_items)
+        for start in range(0, num_items, size):
+            # blocks of one size, as products of other shapes may round a tie apart; the last one begins earlier
+            start = max(0, min(start, num_items - size))
+            block = slice(start, start + size)
+            scores[:, block] = self._model.sequence_encoder.score_all(users, self._candidates[block])[rows, last]
+        return scores
+
+
+def catalogue_ranker(model: MMSRModel, catalogue: Tensor) -> Ranker:
+    """What ranks targets by this model and its catalogue [N, D]. Collective at ZeRO-3."""
+    scorer = catalogue_scorer(model, catalogue)
+    return scorer if isinstance(scorer, CatalogueScorer) else ScoreRanker(scorer, len(catalogue))
+
+
+def catalogue_scorer(model: MMSRModel, catalogue: Tensor) -> CatalogueScorer | AttendingScorer:
+    """What scores this catalogue [N, D] by this model. Collective at ZeRO-3."""
+    return (CatalogueScorer if model.scores_by_product else AttendingScorer)(model, catalogue)
+
+
 def evaluate(
     model: MMSRModel,
     domain: Domain,
@@ -143,9 +180,9 @@ def evaluate(
         with without_gradients(model):
             if catalogue is None:
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
-            scorer = CatalogueScorer(model, catalogue)
+            ranker = catalogue_ranker(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
-            return _lines(scorer, domain, splits, model.config.max_history, users, step, name, share, keep_ranks)
+            return _lines(ranker, domain, splits, model.config.max_history, users, step, name, share, keep_ranks)
     finally:
         model.train(was_training)
 

@@ -1,8 +1,11 @@
 """Fusions by name: how the text and the image of an item become one vector.
 
 Formulas: section 3.2 of the paper and its released code. Coarse fusions (`sum`, `concat`, `gate`, `film`) pool each
-modality first, and each exists with a perceptron behind it, too (`sum+dnn`); attention fusions (`co`, `merge`) see all
-tokens.
+modality first, and each exists with a perceptron behind it, too (`sum+dnn`); `vanilla` is FDSA's; attention fusions
+(`co`, `merge`) see all tokens.
+
+MoRec++, the paper's multimodal MoRec, is `sum` or `concat`, in which no modality acts on the other: both add a linear
+map of each, and differ in how these start. MoRec (Yuan et al. 2023) has an activation where they have a LayerNorm.
 
 Shapes: N items, T text tokens, V vision tokens, D width.
 """
@@ -135,6 +138,30 @@ class FiLMFusion(CoarseFusion):
         """See CoarseFusion."""
         gamma, beta = self.condition(text).chunk(2, dim=1)
         return self.out(gamma * vision + beta)
+
+
+@fusions.register("vanilla")
+class VanillaAttention(Fusion):
+    """FDSA's vanilla attention (Zhang et al. 2019): the mean of an item's features, weighted by softmax(w . feature).
+
+    Features are here the means of text and vision tokens, which FDSA takes from fixed embeddings.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # a bias would be the same for both
+        self.weigh = nn.Linear(width, 1, bias=False)
+        init_xavier(self)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Fusion:
+        """See Fusion."""
+        return cls(config.width)
+
+    def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
+        """See Fusion."""
+        features = torch.stack([masked_mean(text, text_mask), vision.mean(dim=1)], dim=1)
+        return (self.weigh(features).softmax(dim=1) * features).sum(dim=1)
 
 
 class CoAttentionBlock(nn.Module):

@@ -1,6 +1,7 @@
 """The recommender: an item encoder and a sequence encoder, saved and loaded as one strict bundle.
 
-Shapes: B users, L positions, N = C items, M users or positions, D width.
+Shapes: B users, L positions, N = C items, M users or positions, D width. Where learned vectors stand beside content
+(`--item both`), vectors are 2 D wide.
 """
 
 from __future__ import annotations
@@ -17,19 +18,18 @@ from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig, from_dict
 from mmsr_pt.models import bundle
 from mmsr_pt.models.dropout import set_dropout
-from mmsr_pt.models.item_encoder import (
-    ItemEncoder,
-    TrainedTowers,
-    build_item_encoder,
-    item_encoder_from_config,
-    rest_group,
-)
+from mmsr_pt.models.item_encoder import ItemEncoder, TrainedTowers, rest_group
+from mmsr_pt.models.items import build_items, items_from_config
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
 
 
 class MMSRModel(nn.Module, ModelHubMixin):
-    """Scores items behind histories: score = `score_scale` * <user vector, item vector>."""
+    """Scores items behind histories: score = `score_scale` * <user vector, item vector>.
+
+    Of a model that does not score by products (`scores_by_product`, CARCA), `score` and `score_pairs` take whole
+    histories [B, L, 2 D] from `encode_users`, whose earlier positions count too.
+    """
 
     def __init__(self, config: ModelConfig, item_encoder: ItemEncoder, sequence_encoder: SequenceEncoder) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class MMSRModel(nn.Module, ModelHubMixin):
         Args:
             config: which parts, and how large.
             vocab_size: of the tokenizer, where titles are read.
-            num_items: of the catalogue, for `--item id`.
+            num_items: of the catalogue, for `--item id` and `both`.
             trained: towers of another model, which go on learning in this one.
 
         Raises:
             UserError: an unknown part, or weights that cannot be had.
         """
         sequence_encoder = sequence_encoders[config.sequence]
-        item_encoder = build_item_encoder(config, vocab_size, num_items, trained or TrainedTowers())
+        item_encoder = build_items(config, vocab_size, num_items, trained or TrainedTowers())
         # towers come in evaluation mode from their libraries
         return cls(config, item_encoder, sequence_encoder.from_config(config)).train()
 
@@ -69,6 +69,11 @@ class MMSRModel(nn.Module, ModelHubMixin):
         return self.item_encoder.image_spec
 
     @property
+    def scores_by_product(self) -> bool:
+        """Whether a score is a product of two vectors; else the sequence encoder says what it is."""
+        return self.sequence_encoder.scores_by_product
+
+    @property
     def score_scale(self) -> float:
         """What the inner product of a user and an item vector is multiplied by."""
         if self.config.score_kind == "cosine":
@@ -76,7 +81,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         return self.config.width**-0.5 if self.config.score_kind == "scaled" else 1.0
 
     def encode_items(self, items: ItemInputs) -> Tensor:
-        """[N, D]; of length 1 where scores are cosines."""
+        """[N, D]; of length 1 where scores are cosines, of `--item both` either half."""
         return self._finish(self.item_encoder(items))
 
     def encode_users(self, vectors: Tensor, mask: Tensor) -> Tensor:
@@ -110,10 +115,14 @@ class MMSRModel(nn.Module, ModelHubMixin):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Every user with every item: [M, D], [C, D] -> [M, C], in their dtype."""
+        if not self.scores_by_product:
+            return self.sequence_encoder.score_all(users, self.sequence_encoder.as_candidates(items))
         return (self.score_scale * users) @ items.T
 
     def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Each user with the item in the same row: [M, D], [M, D] -> [M] float32."""
+        if not self.scores_by_product:
+            return self.sequence_encoder.score_pairs(users, self.sequence_encoder.as_candidates(items))
         return self.score_scale * (users.float() * items.float()).sum(dim=-1)
 
     def forward(self, items: ItemInputs, sequence: Tensor, mask: Tensor) -> Tensor:
@@ -135,7 +144,9 @@ class MMSRModel(nn.Module, ModelHubMixin):
     def _finish(self, vectors: Tensor) -> Tensor:
         if self.config.score_kind != "cosine":
             return vectors
-        return F.normalize(vectors.float(), dim=-1).to(vectors.dtype)
+        # learned vector and content each by itself: the second must not change what the first scores
+        halves = vectors.float().unflatten(-1, (-1, self.config.width))
+        return F.normalize(halves, dim=-1).flatten(-2).to(vectors.dtype)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -198,7 +209,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
             directory = Path(downloaded)
         saved = bundle.read_config(directory)
         config = from_dict(ModelConfig, saved["model"], str(directory / bundle.CONFIG_FILE))
-        item_encoder = item_encoder_from_config(config, saved["item_encoder"])
+        item_encoder = items_from_config(config, saved["item_encoder"])
         model = cls(config, item_encoder, sequence_encoders[config.sequence].from_config(config))
         bundle.load_weights(directory, model)
         model.trained_on = saved["trained_on"]

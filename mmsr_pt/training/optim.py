@@ -104,7 +104,7 @@ def check_gradients(model: MMSRModel) -> None:
     )
     vectors = model.encode_items(inputs)
     users = model.encode_users(vectors[None], torch.ones(1, 2, dtype=torch.bool))
-    model.score_pairs(users[0], vectors).sum().backward()
+    model.score_pairs(users, vectors[None]).sum().backward()
     for group in model.layer_groups():
         for name in group.parameters:
             parameter = model.get_parameter(name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.training.attended import attended_softmax_loss
 from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
 from mmsr_pt.training.negatives import gather_vectors, interactions_by_domain, own_columns
 
@@ -37,17 +38,16 @@ class NextItemTask(nn.Module):
         if self.loss == "softmax":
             vectors = gather_vectors(batch, vectors)
         assert batch.positions is not None
-        positions = batch.positions
-        queries = self._users(batch, vectors).flatten(0, 1)[positions]
-        target = batch.sequence[:, 1:].flatten()[positions]
-        positive = self.model.score_pairs(queries, F.embedding(target, vectors))
+        users = self._users(batch, vectors)
         report = {"items_encoded": float(len(batch.items)), "slots": float(2 * batch.sequence.numel())}
+        if self.model.scores_by_product:
+            users = users.flatten(0, 1)[batch.positions]
+        positive = self._score(batch, users, batch.sequence[:, 1:], vectors)
         if self.loss == "bce":
             assert batch.negatives is not None
-            negative = self.model.score_pairs(queries, F.embedding(batch.negatives.flatten()[positions], vectors))
-            loss = bce_loss(positive, negative)
+            loss = bce_loss(positive, self._score(batch, users, batch.negatives, vectors))
         else:
-            loss = self._softmax(batch, vectors, queries, positive)
+            loss = self._softmax(batch, vectors, users, positive)
         return loss, batch.targets.sum(), report
 
     def _users(self, batch: UserBatch, vectors: Tensor) -> Tensor:
@@ -57,7 +57,14 @@ class NextItemTask(nn.Module):
         hidden = F.pad(batch.hidden, (1, 0))  # the first item is no target
         return self.model.encode_hidden(F.embedding(batch.sequence, vectors), batch.mask, hidden)[:, 1:]
 
-    def _softmax(self, batch: UserBatch, vectors: Tensor, queries: Tensor, positive: Tensor) -> Tensor:
+    def _score(self, batch: UserBatch, users: Tensor, items: Tensor, vectors: Tensor) -> Tensor:
+        """[M] float32: what each position that has a target gives the item that `items` [B, L] names there."""
+        assert batch.positions is not None
+        if self.model.scores_by_product:
+            return self.model.score_pairs(users, F.embedding(items.flatten()[batch.positions], vectors))
+        return self.model.score_pairs(users, F.embedding(items, vectors)).flatten()[batch.positions]
+
+    def _softmax(self, batch: UserBatch, vectors: Tensor, users: Tensor, positive: Tensor) -> Tensor:
         assert batch.domain is not None
         assert batch.occurrence_rate is not None
         assert batch.pool_rate is not None
@@ -69,9 +76,17 @@ class NextItemTask(nn.Module):
             pool = torch.cat([pool, batch.bank.pool_rate])
             frozen = batch.bank.vectors.to(vectors.dtype)
         inclusion = inclusion_probability(occurrence, interactions_by_domain(batch, self.num_domains)[domain], pool)
+        own = own_columns(batch)
+        if not self.model.scores_by_product:
+            assert self.num_domains == 1, "such a model learns the items of one domain"
+            encoder = self.model.sequence_encoder
+            candidates = encoder.as_candidates(vectors if frozen is None else torch.cat([vectors, frozen]))
+            return attended_softmax_loss(
+                positive, encoder.score_all, users, candidates, inclusion, own, batch.positions
+            )
         user = batch.positions.div(batch.targets.shape[1], rounding_mode="floor")
         domains = None
         if self.num_domains > 1:
             domains = domain[batch.sequence[:, 0]][user], domain
-        queries = self.model.score_scale * queries
-        return softmax_loss(positive, queries, vectors, inclusion, own_columns(batch)[user], domains, frozen)
+        queries = self.model.score_scale * users
+        return softmax_loss(positive, queries, vectors, inclusion, own[user], domains, frozen)

@@ -11,10 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from mmsr_pt.config import ModelConfig
 from mmsr_pt.evaluation import ranking
 from mmsr_pt.evaluation.cases import Cases, UserSample, questions, training_parts
 from mmsr_pt.evaluation.evaluate import (
     CatalogueScorer,
+    catalogue_ranker,
+    catalogue_scorer,
     encode_catalogue,
     evaluate,
     evaluate_baselines,
@@ -23,6 +26,7 @@ from mmsr_pt.evaluation.evaluate import (
 from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.ranking import rank_targets, target_ranks
+from mmsr_pt.models.recommender import MMSRModel
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_USERS, NUM_ITEMS, BATCH_SIZE = 23, 31, 4
@@ -140,6 +144,29 @@ def test_ranks_are_those_of_exact_scores_in_any_precision(monkeypatch, dtype, on
     users = model.encode_last(catalogue[asked.history], asked.mask)
     expected = target_ranks(users.double() @ catalogue.double().T, asked.targets, asked.seen)
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("block", [1, 700, 10**6])
+def test_scores_by_attention_are_the_same_in_blocks_of_any_size(monkeypatch, block):
+    """The last block overlaps the one before it, where blocks do not divide the catalogue."""
+    monkeypatch.setattr("mmsr_pt.evaluation.evaluate.ATTENDED_SCORES", block)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        item="both", sequence="carca", width=8, max_history=5, sequence_heads=2, fusion_heads=1, vision="none"
+    )
+    model = MMSRModel.build(config, vocab_size=9, num_items=NUM_ITEMS).eval()
+    domain, catalogue = random_domain(NUM_USERS, NUM_ITEMS), torch.randn(NUM_ITEMS, 16)
+    cases = questions(domain, "test", 5)
+    asked = cases.of(range(NUM_USERS))
+    with torch.no_grad():
+        users = model.encode_users(catalogue[asked.history], asked.mask)
+        expected = model.score(users, catalogue)[torch.arange(NUM_USERS), asked.mask.sum(dim=1) - 1]
+        found = catalogue_scorer(model, catalogue)(asked.history, asked.mask)
+    torch.testing.assert_close(found, expected)
+    ranks = rank_targets(catalogue_ranker(model, catalogue), cases)
+    assert ranks.tolist() == target_ranks(found, asked.targets, asked.seen).tolist()
+    lines = evaluate(model, domain, id_source, ["test"], BATCH_SIZE, catalogue=catalogue)
+    assert lines[0].metrics["MRR"] == pytest.approx((1 / ranks.double()).mean().item())
 
 
 def test_users_are_read_in_slices_that_put_together_are_the_whole():

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.config import ModelConfig
+from mmsr_pt.config import READ_BOTH, ModelConfig
+from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.fusion import fusions
+from mmsr_pt.models.items import BothItemEncoder
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
+from mmsr_pt.models.towers.side import tuned
 from mmsr_pt.training.optim import check_gradients
 from tests.models.test_recommender import with_towers
 from tests.models.towers.small import hf_tower, hf_vision_tower, perturb, region_tower, timm_tower
@@ -29,11 +32,29 @@ def two_towers(**changes) -> MMSRModel:
     return with_towers(hf_tower("bert"), hf_vision_tower("vit"), **changes)
 
 
+def with_ids(**changes) -> MMSRModel:
+    """FDSA or CARCA++ over two towers."""
+    config = dataclasses.replace(SMALL, item="both", **changes)
+    content = two_towers(fusion=config.fusion_name, tune=config.tune).item_encoder
+    encoder = sequence_encoders[config.sequence].from_config(config)
+    return MMSRModel(config, BothItemEncoder(40, config.width, content), encoder).train()
+
+
+def with_codes(**changes) -> MMSRModel:
+    """VQRec: 4 codes of 6 values."""
+    config = dataclasses.replace(SMALL, item="codes", text="hf:bert", num_codes=4, code_values=6, **changes)
+    encoder = CodeItemEncoder(tuned(hf_tower("bert"), "frozen", 16), 4, 6, 16)
+    encoder.codebook.fit(torch.randn(40, 16), torch.Generator().manual_seed(0))
+    return MMSRModel(config, encoder, sequence_encoders[config.sequence].from_config(config)).train()
+
+
 ITEMS: dict[str, Callable[..., MMSRModel]] = {
     "titles": lambda **changes: with_towers(hf_tower("roberta"), None, vision="none", **changes),
     "pictures": lambda **changes: with_towers(None, timm_tower("test_efficientnet"), text="none", **changes),
     "regions": lambda **changes: with_towers(hf_tower("electra"), region_tower(), **changes),
     "ids": lambda **changes: MMSRModel.build(dataclasses.replace(SMALL, item="id", **changes), num_items=40),
+    "both": with_ids,
+    "codes": with_codes,
     **{name: lambda name=name, **changes: two_towers(fusion=name, **changes) for name in fusions},
 }
 
@@ -51,7 +72,7 @@ def make(root: Path, name: str, **changes) -> MMSRModel:
     torch.manual_seed(0)
     if name in MODELS:
         config = dataclasses.replace(SMALL, **flags_for(name, root / name, root / "eyes"), **changes)
-        model = MMSRModel.build(config, vocab_size=VOCAB)
+        model = MMSRModel.build(config, vocab_size=VOCAB, num_items=40)
     else:
         model = ITEMS[name](max_history=SMALL.max_history, **changes)
     perturb(model)
@@ -81,8 +102,8 @@ def check(model: MMSRModel, directory: Path) -> None:
     names = [name for group in model.layer_groups() for name in group.parameters]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     vectors = model.train().encode_items(inputs)
-    users = model.encode_users(vectors[sequence], mask)[mask]
-    loss = model.score(users, vectors).logsumexp(dim=1).sum()
+    users = model.encode_users(vectors[sequence], mask)
+    loss = model.score(users, vectors)[mask].logsumexp(dim=1).sum()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -90,7 +111,7 @@ def check(model: MMSRModel, directory: Path) -> None:
     with torch.no_grad():
         # the cut changes nothing, nor do padding and the other items
         vectors = model.encode_items(inputs)
-        assert vectors.shape == (9, 16)
+        assert vectors.shape == (9, 32 if model.config.item == "both" else 16)
         cut = encoder.suffix(encoder.prefix(inputs))
         assert torch.allclose(model._finish(cut), vectors, atol=1e-5)
         assert torch.allclose(model.encode_items(items(model, padded_to=8)), vectors, atol=1e-5)
@@ -102,9 +123,15 @@ def check(model: MMSRModel, directory: Path) -> None:
         assert torch.allclose(model.encode_users(garbage, mask)[mask], users[mask], atol=1e-4)
         assert torch.allclose(model.encode_last(vectors[sequence], mask), users[range(3), LENGTHS - 1], atol=1e-4)
         other = vectors[sequence].clone()
-        other[2, 2:] += 1
-        early = model.encode_users(other, mask)[2, :2]
-        assert torch.allclose(early, users[2, :2], atol=1e-4) or not model.sequence_encoder.is_causal
+        other[2, 2:] *= -1
+        later = model.encode_users(other, mask)
+        if model.sequence_encoder.is_causal:
+            assert torch.allclose(later[2, :2], users[2, :2], atol=1e-4)
+            scores, again = model.score(users, vectors), model.score(later, vectors)
+            assert torch.allclose(again[2, :2], scores[2, :2], atol=1e-4)
+            assert not torch.allclose(again[2, 2], scores[2, 2], atol=1e-4)
+            pairs = model.score_pairs(users, vectors[sequence])
+            assert torch.allclose(pairs[mask], scores.gather(2, sequence[..., None])[..., 0][mask], atol=1e-3)
         # a bundle gives the same vectors
         model.save_pretrained(directory)
         again = MMSRModel.from_pretrained(directory)
@@ -112,10 +139,28 @@ def check(model: MMSRModel, directory: Path) -> None:
         assert torch.equal(again.encode_users(vectors[sequence], mask)[mask], users[mask])
 
 
-@pytest.mark.parametrize("sequence", sequence_encoders)
-@pytest.mark.parametrize("name", [*ITEMS, *MODELS])
+PAIRS = [
+    (name, sequence)
+    for name in (*ITEMS, *MODELS)
+    for sequence in sequence_encoders
+    if (name == "both") == (sequence in READ_BOTH)
+]
+
+
+@pytest.mark.parametrize(("name", "sequence"), PAIRS)
 def test_every_item_encoder_with_every_sequence_encoder(published, tmp_path, name, sequence):
     check(make(published, name, sequence=sequence), tmp_path)
+
+
+@pytest.mark.parametrize("sequence", READ_BOTH)
+@pytest.mark.parametrize("name", ["clip", "vilt"])
+def test_learned_vectors_stand_beside_a_vlp_too(published, tmp_path, name, sequence):
+    check(make(published, name, item="both", sequence=sequence), tmp_path)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_learned_vectors_stand_beside_every_policy(tmp_path, policy):
+    check(make(tmp_path, "both", sequence="fdsa", tune=policy), tmp_path)
 
 
 SENSIBLE = [

@@ -125,6 +125,14 @@ def test_concat_is_one_linear_map_of_both():
     assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
 
 
+def test_vanilla_attention_weighs_the_mean_of_each_modality():
+    fusion = build("vanilla").eval()
+    text, vision = masked_mean(tokens()[0], MASK), tokens()[1].mean(dim=1)
+    odds = torch.exp((text - vision) @ fusion.weigh.weight[0])[:, None]
+    expected = (odds * text + vision) / (odds + 1)
+    assert torch.allclose(fusion(tokens()[0], MASK, tokens()[1]), expected, atol=1e-5)
+
+
 def test_gate_lets_the_text_decide_what_of_the_picture_passes():
     fusion = build("gate").eval()
     text, vision = pooled(fusion.norm)
@@ -228,5 +236,7 @@ def test_masked_mean_by_hand():
 
 
 def test_an_unknown_fusion_lists_the_known():
-    with pytest.raises(UserError, match=r"unknown fusion 'merg'; known: co, .*, sum\+dnn. Did you mean 'merge'\?"):
+    with pytest.raises(
+        UserError, match=r"unknown fusion 'merg'; known: co, .*, sum\+dnn, vanilla. Did you mean 'merge'\?"
+    ):
         fusions["merg"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from mmsr_pt.config import ModelConfig
+from mmsr_pt.config import READ_BOTH, ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.sequence import sequence_encoders
 from tests.models.test_fusion import torch_layer
@@ -26,17 +26,24 @@ def build(name, config=CONFIG):
     return encoder
 
 
-def vectors(seed=0):
-    return torch.randn(3, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed))
+def width(name="sasrec"):
+    return 2 * WIDTH if name in READ_BOTH else WIDTH
+
+
+def vectors(seed=0, name="sasrec"):
+    return torch.randn(3, LENGTH, width(name), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", sequence_encoders)
 def test_every_encoder_gives_finite_outputs_and_trains_in_full(name):
     encoder = build(name).train()
-    outputs = encoder(vectors(), MASK)
-    assert outputs.shape == (3, LENGTH, WIDTH)
+    outputs = encoder(vectors(name=name), MASK)
+    assert outputs.shape == (3, LENGTH, width(name))
     assert outputs.isfinite().all(), "padding too: a NaN there would spread through any sum"
-    outputs[MASK].square().sum().backward()
+    if encoder.scores_by_product:
+        outputs[MASK].square().sum().backward()
+    else:
+        encoder.score_pairs(outputs, encoder.as_candidates(vectors(name=name)))[MASK].sum().backward()
     for parameter_name, parameter in encoder.named_parameters():
         assert parameter.ndim > 0
         assert parameter.grad is not None, parameter_name
@@ -46,11 +53,11 @@ def test_every_encoder_gives_finite_outputs_and_trains_in_full(name):
 @pytest.mark.parametrize("name", sequence_encoders)
 def test_padding_changes_nothing(name):
     encoder = build(name).eval()
-    outputs = encoder(vectors(), MASK)
-    garbage = torch.where(MASK[..., None], vectors(), 1e3)
+    outputs = encoder(vectors(name=name), MASK)
+    garbage = torch.where(MASK[..., None], vectors(name=name), 1e3)
     assert torch.allclose(encoder(garbage, MASK)[MASK], outputs[MASK], atol=1e-5)
     for row, length in enumerate(LENGTHS.tolist()):
-        alone = encoder(vectors()[row : row + 1, :length], MASK[row : row + 1, :length])
+        alone = encoder(vectors(name=name)[row : row + 1, :length], MASK[row : row + 1, :length])
         assert torch.allclose(alone[0], outputs[row, :length], atol=1e-5)
 
 
@@ -60,7 +67,7 @@ def test_the_last_position_alone_is_what_it_is_among_all(name, num_layers):
     encoder = build(name, dataclasses.replace(CONFIG, sequence_layers=num_layers)).eval()
     lengths = torch.arange(1, LENGTH + 1)
     mask = torch.arange(LENGTH) < lengths[:, None]
-    inputs = torch.randn(LENGTH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2))
+    inputs = torch.randn(LENGTH, LENGTH, width(name), generator=torch.Generator().manual_seed(2))
     expected = encoder(inputs, mask)[torch.arange(LENGTH), lengths - 1]
     assert torch.allclose(encoder.last(inputs, mask), expected, atol=1e-6)
     garbage = torch.where(mask[..., None], inputs, 1e3)
@@ -81,9 +88,9 @@ def test_later_items_change_nothing(name):
     """Positions count from the end, so histories of one length are compared: only what the items are may differ."""
     encoder = build(name).eval()
     full = torch.ones(3, LENGTH, dtype=torch.bool)
-    outputs = encoder(vectors(0), full)
+    outputs = encoder(vectors(0, name), full)
     for position in range(LENGTH - 1):
-        mixed = torch.cat([vectors(0)[:, : position + 1], vectors(1)[:, position + 1 :]], dim=1)
+        mixed = torch.cat([vectors(0, name)[:, : position + 1], vectors(1, name)[:, position + 1 :]], dim=1)
         found = encoder(mixed, full)
         assert torch.allclose(found[:, : position + 1], outputs[:, : position + 1], atol=1e-5)
         assert not torch.allclose(found[:, position + 1], outputs[:, position + 1], atol=1e-2)
@@ -92,7 +99,7 @@ def test_later_items_change_nothing(name):
 @pytest.mark.parametrize("name", sequence_encoders)
 def test_gradients_reach_no_later_item_and_no_padding(name):
     encoder = build(name).eval()
-    inputs = vectors().requires_grad_()
+    inputs = vectors(name=name).requires_grad_()
     encoder(inputs, MASK)[2, 1].sum().backward()
     reached = inputs.grad.abs().sum(dim=2) > 0
     assert reached.tolist() == [[False] * 6, [False] * 6, [True, True, False, False, False, False]]
@@ -102,14 +109,14 @@ def test_gradients_reach_no_later_item_and_no_padding(name):
 def test_the_order_of_items_matters(name):
     encoder = build(name).eval()
     full = torch.ones(3, LENGTH, dtype=torch.bool)
-    swapped = vectors()[:, [1, 0, 2, 3, 4, 5]]
-    assert not torch.allclose(encoder(swapped, full)[:, -1], encoder(vectors(), full)[:, -1], atol=1e-4)
+    swapped = vectors(name=name)[:, [1, 0, 2, 3, 4, 5]]
+    assert not torch.allclose(encoder(swapped, full)[:, -1], encoder(vectors(name=name), full)[:, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sequence_encoders)
 def test_runs_in_bfloat16(name):
     encoder = build(name).bfloat16()
-    assert encoder(vectors().bfloat16(), MASK).dtype == torch.bfloat16
+    assert encoder(vectors(name=name).bfloat16(), MASK).dtype == torch.bfloat16
 
 
 def test_sasrec_equals_torchs_layers_on_left_padded_histories():
@@ -127,6 +134,18 @@ def test_sasrec_equals_torchs_layers_on_left_padded_histories():
         hidden = torch_layer(block, CONFIG.sequence_heads, F.relu)(hidden, ~allowed.repeat_interleave(3, dim=0))
     for row, length in enumerate(LENGTHS.tolist()):
         assert torch.allclose(outputs[row, :length], hidden[row, LENGTH - length :], atol=1e-5)
+
+
+def test_fdsa_is_two_streams_and_a_linear_map_whose_features_score_nothing():
+    encoder = build("fdsa").eval()
+    both = vectors(name="fdsa")
+    items, features = both[..., :WIDTH].contiguous(), both[..., WIDTH:].contiguous()
+    weight = encoder.out.weight
+    expected = encoder.item_stream(items, MASK) @ weight[:, :WIDTH].T + encoder.out.bias
+    expected = expected + encoder.feature_stream(features, MASK) @ weight[:, WIDTH:].T
+    found = encoder(both, MASK)
+    assert torch.allclose(found[..., :WIDTH], expected, atol=1e-5)
+    assert not found[..., WIDTH:].any()
 
 
 def test_sasrec_has_no_bias_in_attention_and_starts_with_xavier_normal():
@@ -307,5 +326,5 @@ def test_the_number_of_layers_is_the_papers_unless_one_is_given(name):
 
 
 def test_an_unknown_encoder_lists_the_known():
-    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: bert4rec, grurec, .*sasrec"):
+    with pytest.raises(UserError, match="unknown sequence encoder 'sasrek'; known: bert4rec, carca, .*sasrec"):
         sequence_encoders["sasrek"]

@@ -22,18 +22,23 @@ def domain(tmp_path: Path, small_domain: Domain) -> Domain:
     return Domain.load(shutil.copytree(small_domain.path, tmp_path / "domain"))
 
 
+def write_bert(directory: Path, domain: Domain) -> Path:
+    """A small BERT, untrained, whose tokenizer knows the words of the domain's titles."""
+    words = sorted({word.strip(",.") for title in domain.titles() for word in title.lower().split()})
+    directory.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (directory / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def towers(tmp_path: Path, domain: Domain) -> list[str]:
     """Flags that name a small BERT and a small EfficientNet, untrained, in local directories."""
     torch.manual_seed(0)
-    bert, vision = tmp_path / "bert", tmp_path / "vision"
-    words = sorted({word.strip(",.") for title in domain.titles() for word in title.lower().split()})
-    bert.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (bert / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(bert)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(bert)
+    vision, bert = tmp_path / "vision", write_bert(tmp_path / "bert", domain)
     model = timm.create_model("test_efficientnet", pretrained=False)
     timm.models.save_for_hf(model, str(vision), safe_serialization=True)
     save_file(model.state_dict(), vision / "model.safetensors")

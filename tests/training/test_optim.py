@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from mmsr_pt.config import ModelConfig, OptimConfig
+from mmsr_pt.config import READ_BOTH, ModelConfig, OptimConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
@@ -79,12 +79,20 @@ def test_the_table_has_tensors_parameters_rate_and_decay_of_each_layer_group() -
     assert rows["all"] == [f"{total:,}", f"{trained:,}", "trained"]
 
 
-@pytest.mark.parametrize("sequence", sequence_encoders)
+@pytest.mark.parametrize("sequence", [name for name in sequence_encoders if name not in READ_BOTH])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_to_train_gets_a_gradient(name: str, sequence: str) -> None:
     model = build(name, sequence=sequence)
     check_gradients(model)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("sequence", READ_BOTH)
+def test_what_is_to_train_beside_learned_vectors_does_too(sequence: str) -> None:
+    model = build(item="both", sequence=sequence)
+    check_gradients(model)
+    groups = {group.name: group for group in model.layer_groups()}
+    assert groups["items"].parameters == ("item_encoder.items.weight",), "what a transfer leaves behind"
 
 
 @pytest.mark.parametrize("policy", ["top:1", "frozen", "full", "side", "lora:2"])

@@ -97,12 +97,55 @@ def test_hidden_items_by_hand() -> None:
     assert count.item() == 4
 
 
+def attending_model() -> MMSRModel:
+    """CARCA over learned vectors and titles."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        item="both", sequence="carca", vision="none", width=8, max_history=LENGTH - 1, dropout=0.0, fusion_heads=2
+    )
+    return MMSRModel.build(config, vocab_size=30, num_items=NUM_ITEMS)
+
+
+def with_titles(batch: UserBatch) -> UserBatch:
+    ids = batch.items.ids
+    items = ItemInputs(ids, 5 + ids[:, None], torch.ones(len(ids), 1, dtype=torch.bool))
+    return dataclasses.replace(batch, items=items)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+def test_scores_by_attention_by_hand(kind: str) -> None:
+    """Each position's formula from the table of all its scores; negatives of bce are items 2 and 1 of the batch."""
+    model, batch = attending_model(), with_titles(batch_of(SEQUENCES, pool=[1, 5]))
+    batch.negatives = torch.tensor([[2, 1, 2], [1, 0, 0], [2, 2, 0]])
+    loss, count, _ = NextItemTask(model, kind, num_domains=1)(batch)  # type: ignore[arg-type]
+    vectors = model.encode_items(batch.items)
+    scores = model.score(model.encode_users(vectors[batch.sequence[:, :-1]], batch.targets), vectors).double()
+    numbers, total = batch.items.ids.tolist(), 0.0
+    for user, sequence in enumerate(SEQUENCES):
+        for position, target in enumerate(sequence[1:]):
+            found = scores[user, position]
+            positive = found[numbers.index(target)]
+            if kind == "bce":
+                negative = found[batch.negatives[user, position]]
+                total -= (positive.sigmoid().log() + (1 - negative.sigmoid()).log()).item()
+                continue
+            partition = positive.exp()
+            for item, score in zip(numbers, found):
+                if item not in sequence:
+                    missed = (1 - item / sum(range(NUM_ITEMS))) ** 9 * (1 - 2 / NUM_ITEMS)
+                    partition = partition + score.exp() / (1 - missed)
+            total += (partition.log() - positive).item()
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert count.item() == 6
+
+
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
 def test_nothing_in_a_micro_batch_makes_the_host_wait(loss: str) -> None:
     batch = batch_of(SEQUENCES, pool=[1, 5])
     batch.negatives = torch.zeros(len(SEQUENCES), LENGTH - 1, dtype=torch.int64)
-    task = NextItemTask(id_model(), loss, num_domains=1)  # type: ignore[arg-type]
-    with Watch() as watch:
-        task(batch)[0].backward()
-    assert "aten.mm" in watch.seen or "aten.addmm" in watch.seen
-    assert not watch.waited
+    for model in (id_model(), attending_model()):
+        task = NextItemTask(model, loss, num_domains=1)  # type: ignore[arg-type]
+        with Watch() as watch:
+            task(with_titles(batch))[0].backward()
+        assert "aten.mm" in watch.seen or "aten.addmm" in watch.seen
+        assert not watch.waited

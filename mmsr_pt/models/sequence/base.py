@@ -1,6 +1,7 @@
 """What every sequence encoder is: item vectors of a history in, at each position what scores the next item out.
 
-Shapes: B users, L positions, D width. Real positions stand left, padding right: what is causal never sees padding.
+Shapes: B users, L positions, C candidates, D width. Real positions stand left, padding right: what is causal never sees
+padding. Where learned vectors stand beside content, vectors are 2 D wide.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ class SequenceEncoder(nn.Module):
 
     is_causal: bool = True
     """Trained to score the next item at every position; else by `fill`, which sees both sides of a hidden item."""
+
+    scores_by_product: bool = True
+    """Whether an item's score is the product of its vector with the output at a position; else `score_pairs` and
+    `score_all` say what it is."""
 
     default_layers: int
     """Blocks where the configuration names no number: as many as in the paper."""
@@ -52,6 +57,18 @@ class SequenceEncoder(nn.Module):
         """What `forward` gives at the last real position: [B, L, D], [B, L] bool, at least one True -> [B, D]."""
         rows = torch.arange(len(vectors), device=vectors.device)
         return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
+
+    def as_candidates(self, vectors: Tensor) -> Tensor:
+        """Of an encoder that does not score by products: item vectors [..., D] as `score_*` want them."""
+        raise NotImplementedError
+
+    def score_pairs(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Likewise: outputs of `forward` [B, L, D], each with a candidate of its own [B, L, D] -> [B, L] float32."""
+        raise NotImplementedError
+
+    def score_all(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Likewise: outputs [B, L, D], each with all candidates [C, D] -> [B, L, C] float32; calls no module."""
+        raise NotImplementedError
 
 
 def positions_from_end(mask: Tensor, num_positions: int) -> Tensor:

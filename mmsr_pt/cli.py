@@ -52,6 +52,8 @@ from mmsr_pt.training.launch import init_distributed
 
 log = logging.getLogger(__name__)
 
+_TRANSFER = ("transfer", "table9", "table10", "figure7")
+"""What `mmsr-pt study` calls the transfer study, of which the paper shows two tables and a figure."""
 _HOLD_FLAGS = ("--pretrain_flags", "--finetune_flags", "--idsr_flags")
 
 app = tyro.extras.SubcommandApp()
@@ -239,6 +241,7 @@ def study_command(
     Args:
         table: table2 to table8 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
             figure8 or figure9, from runs of table4, or figure6, from those of table6, which are not trained twice.
+            table9, table10 and figure7 are study transfer.
         data: Domain directories; each row runs on each by itself.
         rows: Some rows; none given: all.
         seeds: Runs of each row: seeds 0 to N - 1. For the spread of one row, ask again for it alone with more.
@@ -371,11 +374,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words[:1] == ["study"] and "--" in words:
             behind = words.index("--")
             words[behind:] = [f"--flags={shlex.join(words[behind + 1 :])}"]
-        if words[:2] == ["study", "transfer"]:
+        if words[:1] == ["study"] and words[1:2] and words[1] in _TRANSFER:
             summary = (transfer_command.__doc__ or "").partition("Args:")[0]
             tyro.cli(
                 transfer_command,
-                prog="mmsr-pt study transfer",
+                prog=f"mmsr-pt study {words[1]}",
                 description=summary,
                 args=_with_values_bound(words[2:]),
                 use_underscores=True,

@@ -308,7 +308,7 @@ class RunConfig:
 
     preset: str = "default"
     """Named settings that other flags override: default, paper (the paper's setting), paper-best (its best model),
-    paper-table3 (what the rows of its table 3 share), paper-table3-gate (one row); tables 2 to 7, 11 to 14."""
+    paper-table3 (what the rows of its table 3 share), paper-table3-gate (one row); tables 2 to 8, 11 to 14."""
     ds_config: Path = Path("ds_configs/zero2.json")
     """The DeepSpeed configuration: batch, precision, ZeRO stage, clipping, offload."""
     run_dir: Path | None = None

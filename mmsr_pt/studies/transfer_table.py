@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmsr_pt.studies.jobs import METRICS
+from mmsr_pt.studies.paper import PAPER_TABLES
 
 JUDGED_BY = "NDCG@10"
 BASELINES = {"popularity": "popularity", "transitions": "item transitions"}
@@ -56,7 +57,15 @@ def tables(results: Mapping[str, Any]) -> str:
         f"{results['test_users']:,} test users, whole catalogue. Means over seeds [95 % interval over both]; "
         f"columns: how many users of {results['target']} train.\n\n{_table(_figures(results))}\n\n"
         "Transfer against scratch of the same seeds, on the same test users: difference in points [95 % interval], and "
-        f"relative to scratch.\n\n{_table(_verdicts(results))}\n\n{' '.join(_remarks(results))}\n"
+        f"relative to scratch.\n\n{_table(_verdicts(results))}\n\n{' '.join(_remarks(results))}\n\n{_of_the_paper()}\n"
+    )
+
+
+def _of_the_paper() -> str:
+    """Its tables 9 and 10: the first scales the source, the second the target."""
+    return "\n\n".join(
+        f"The paper's table {table.number}:\n\n{table.markdown()}\n\n{table.caption()}"
+        for table in (PAPER_TABLES["table9"], PAPER_TABLES["table10"])
     )
 
 

@@ -204,7 +204,7 @@ def test_differences_improvements_and_verdicts(asked: dict[str, Any], ran: Runs,
     names = ["popularity", "IDSR", "scratch", "zero-shot from 40 users", "transfer from 40 users"]
     assert [cells[0] for cells in lines[2:7]] == names
     assert lines[5][1] == lines[5][5], "zero-shot has one figure for all target sizes"
-    assert [cells[-1] for cells in lines[9:]] == ["gain", "no difference", "negative transfer"]
+    assert [cells[-1] for cells in lines[9:12]] == ["gain", "no difference", "negative transfer"]
     gain = 100 * (exact[0.6] - exact[0.4])
     assert lines[9][3].startswith(f"{gain:+.2f} [")
     assert lines[9][3].endswith(f"], {gain / exact[0.4]:+.1f} %")
@@ -275,6 +275,18 @@ def test_other_flags_are_another_study(asked: dict[str, Any], ran: Runs) -> None
     transfer_study.transfer_study(**asked)
     with pytest.raises(UserError, match="holds a study with other finetune_flags"):
         transfer_study.transfer_study(**asked, flags=Flags(finetune=("--lr", "1e-3")))
+
+
+@pytest.mark.parametrize("name", ["transfer", "table9", "table10", "figure7"])
+def test_the_papers_names_for_it_are_known_and_its_tables_stand_below(
+    asked: dict[str, Any], ran: Runs, name: str
+) -> None:
+    words = ["--source", *asked["sources"], "--target", asked["target"], "--ds_config", asked["ds_config"]]
+    cli.main([str(word) for word in ["study", name, *words, "--seeds", 1, "--out", ran.out]])
+    written = (ran.out / "table.md").read_text()
+    # the transfer from HM-500K to Amazon-10K, and that from Kwai to Bili-50K
+    assert "| transfer-500K | 26.49 | 23.36 |" in written
+    assert "| 2.78 | 1.37 |" in written
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -327,6 +327,9 @@ class RunConfig:
     """Users of each domain who are asked in validation, drawn by --seed, the same each time; 0: all."""
     test_users: int = 0
     """Users of each domain who are asked in the test at the end, drawn by --seed; 0: all."""
+    test_from_cache: bool = False
+    """Let the test at the end read what --cache keeps, instead of titles and pictures as a user of the model will have
+    them: much faster where towers are frozen, and as rounded as the cache."""
     async_eval: bool = False
     """Validate in a process of its own while training goes on, on a float32 snapshot of the model, without --cache.
     Takes cores, or memory of rank 0's GPU, from training. The next validation waits for it; early stopping acts late by
@@ -373,6 +376,10 @@ class PretrainConfig:
                 not self.run.async_eval,
                 f"--async_eval reads no cache and would run the detector of {vision} at every validation: leave it out",
             )
+        _require(
+            not self.run.test_from_cache or self.data.cache or not self.model.reads_content,
+            "--test_from_cache needs --cache: there is nothing else to read from",
+        )
         if self.data.naive:
             _require(self.optim.loss == "bce", f"--naive with --loss {self.optim.loss}: it needs --loss bce")
             _require(not self.data.cache, "--naive computes the frozen blocks anew each time: leave --cache out")

@@ -139,8 +139,10 @@ class Validation:
         step = self.standing.best_step
         users = UserSample(self._config.run.test_users, self._config.run.seed)
         ranks: list[pl.DataFrame] = []
-        for domain in self._domains:
-            source, batch_size = item_source(domain, self._preprocessor), self._config.run.eval_batch_size
+        for number, domain in enumerate(self._domains):
+            is_cached = self._config.run.test_from_cache
+            source = self.source(number) if is_cached else item_source(domain, self._preprocessor)
+            batch_size = self._config.run.eval_batch_size
             lines = evaluate_baselines(domain, _AT_THE_END, step, users)
             lines += evaluate(
                 model, domain, source, _AT_THE_END, batch_size, step, users=users, keep_ranks=ranks.append

@@ -92,6 +92,7 @@ FLAGS: dict[str, tuple[list[object], list[str]]] = {
     "tokenizer of tiny": (["--tokenizer", "hf:bert"], ["--text tiny has that of the domain", "leave --tokenizer out"]),
     "regions at every step": (["--vision", "region"], ["--vision region needs --cache"]),
     "regions at every validation": (["--vision", "region", "--cache", "--async_eval"], ["--async_eval reads no cache"]),
+    "a test from no cache": (["--test_from_cache"], ["--test_from_cache needs --cache"]),
     "no region file": (["--vision", "region:/no/where", "--cache"], ["region:/no/where", "no such file", ".pth"]),
     "unknown policy": (["--text_tune", "top:x"], ["'top:x'", "top:K", "full, frozen, side or lora:R"]),
     "no domain there": (["--data", "/no/where"], ["/no/where", "shards/build.py --out"]),

@@ -64,6 +64,19 @@ def test_learns_the_same_on_two_ranks_at_stage_3_as_without(tmp_path: Path, doma
     assert with_cache["MRR"] == pytest.approx(without["MRR"], rel=1e-3)
 
 
+def test_the_test_at_the_end_reads_the_cache_where_it_is_told_to(
+    tmp_path: Path, domain: Domain, towers: list[str]
+) -> None:
+    common = [*flags(tmp_path, domain, 2, 8), *towers, "--cache"]
+    finish(*common, "--run_dir", tmp_path / "raw")
+    for tar in (domain.path / "items").iterdir():
+        tar.write_bytes(bytes(tar.stat().st_size))
+    finish(*common, "--test_from_cache", "--run_dir", tmp_path / "cached")
+    found, expected = (metrics(tmp_path / run, "eval", split="test", model="mmsr") for run in ("cached", "raw"))
+    assert [line["HR@50"] for line in found] == [line["HR@50"] for line in expected]
+    assert [line["MRR"] for line in found] == pytest.approx([line["MRR"] for line in expected], rel=1e-4)
+
+
 def test_side_networks_learn_the_same_at_stage_3_as_from_the_cache_at_stage_2(
     tmp_path: Path, domain: Domain, towers: list[str]
 ) -> None:

@@ -200,7 +200,7 @@ class ModelConfig:
         )
         if self.item == "codes":
             _require(
-                self.text not in ("tiny", "none") and self.vlp == "none" and self.vision in ("tiny", "none"),
+                self.text != "none" and self.vlp == "none" and self.vision in ("tiny", "none"),
                 f"--item codes are codes of what a pretrained text tower makes of titles, not of --text {self.text}, "
                 f"--vision {self.vision}: give --text hf:NAME or hf:/a/local/dir, and no other tower",
             )

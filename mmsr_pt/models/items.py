@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
+from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.item_encoder import (
     ContentItemEncoder,
@@ -85,8 +86,16 @@ def build_items(
         vocab_size: of the tokenizer, where titles are read.
         num_items: of the catalogue, where items are known by number.
         trained: towers that are taken as they are, in place of those that their names stand for.
+
+    Raises:
+        UserError: a part that is not known or does not go with the others.
     """
     if config.item == "codes":
+        if config.text == "tiny":
+            raise UserError(
+                "--item codes are codes of what a pretrained text tower makes of titles, and --text tiny is none: "
+                "give --text hf:NAME or hf:/a/local/dir"
+            )
         text = trained.text or build_text_tower(config.text, vocab_size, config.title_tokens)
         assert text is not None, "codes are made of titles"
         return _of_codes(config, text)

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmsr_pt.config import ModelConfig
+from mmsr_pt.log import UserError
 from mmsr_pt.models.items import BothItemEncoder, content_of
 from mmsr_pt.models.recommender import MMSRModel
 from tests.models.test_recommender import MASK, SEQUENCE, build, items_for
@@ -21,6 +23,11 @@ def test_the_learned_vector_comes_first_and_the_content_is_that_of_its_encoder()
     assert content is encoder.content
     torch.testing.assert_close(vectors[:, WIDTH:], content(items))
     assert content_of(build("id").item_encoder) is None
+
+
+def test_codes_of_an_untrained_tower_are_refused() -> None:
+    with pytest.raises(UserError, match="--text tiny is none: give --text hf:NAME"):
+        MMSRModel.build(ModelConfig(item="codes"), vocab_size=60)
 
 
 def fdsa_scores(model: MMSRModel, vectors: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from mmsr_pt.log import UserError
 
 
 def background(run_dir: Path, *domains: Path) -> BackgroundEvaluation:
-    named = [cast(Domain, SimpleNamespace(path=path, name=path.name)) for path in domains]
+    named = [cast(Domain, SimpleNamespace(path=path, name=path.name, max_users=0)) for path in domains]
     return BackgroundEvaluation(run_dir, named, RunConfig(), torch.device("cpu"))
 
 

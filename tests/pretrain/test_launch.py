@@ -71,7 +71,15 @@ def two_ranks(run_once: Run) -> tuple[Path, Ended]:
 
 def test_the_run_directory_is_complete(two_ranks: tuple[Path, Ended]) -> None:
     run_dir, _ = two_ranks
-    files = {"config.json", "ds_config.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    files = {
+        "config.json",
+        "ds_config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "test_ranks.parquet",
+    }
     assert {path.name for path in run_dir.iterdir()} == files
     checkpoints = run_dir / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"step_00000003", "step_00000006", "latest"}

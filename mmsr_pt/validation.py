@@ -94,7 +94,7 @@ class Validation:
             step: optimizer steps done.
             catalogues: what `encode_catalogue` has made of each domain's with the weights of this step, if it has.
         """
-        if self._config.run.async_eval:
+        if self._config.run.async_eval and step > 0:  # before the first step nothing could go on meanwhile
             self.take_up(wait=True)
             state = self._engine.state_dict_on_rank0()
             self.background.start(step, lambda directory: self._write_snapshot(directory, state or {}))

@@ -91,11 +91,16 @@ def test_a_source_is_taken_up_trained_on_and_judged_before_its_first_step(
 
 
 @pytest.mark.slow
-def test_the_first_judgement_is_zero_shot(tmp_path: Path, domains: list[Domain], source: Path) -> None:
+@pytest.mark.parametrize("where", [[], ["--async_eval"]], ids=["in line", "in the background"])
+def test_the_first_judgement_is_zero_shot(
+    tmp_path: Path, domains: list[Domain], source: Path, where: list[object]
+) -> None:
     from mmsr_pt.cli import main
 
-    flags = [*small_run(tmp_path, domains[2]), "--max_users", SOME, "--steps", 1, "--init", source]
+    flags = [*small_run(tmp_path, domains[2]), "--max_users", SOME, "--steps", 1, "--init", source, *where]
     finish(*flags, script=FINETUNE)
+    judged = metrics(tmp_path / "run", "eval", split="valid", slice="all")
+    assert [(line["step"], line["users"]) for line in judged] == [(0, SOME), (1, SOME)]
     flags = ["--model", source, "--data", domains[2].path, "--split", "valid", "--no_baselines", "--max_users", SOME]
     main(["evaluate", *(str(word) for word in flags), "--out", str(tmp_path / "zero.json")])
     (expected,) = (line for line in json.loads((tmp_path / "zero.json").read_text())["lines"] if line["slice"] == "all")

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from mmsr_pt.assembly import build_cache, build_model, open_domains
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.config import PretrainConfig, parse_flags
+from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import COLD_BELOW, Domain
 from mmsr_pt.evaluation.cases import ProtocolName, Split, UserSample, questions
@@ -39,6 +39,7 @@ from mmsr_pt.evaluation.evaluate import ItemSource, catalogue_scorer, encode_cat
 from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import print_results, wide_console
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.hub import find_bundle, load_model, short_names
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel

@@ -17,10 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmsr_pt.assembly import build_model
-from mmsr_pt.config import FinetuneConfig, ModelConfig, flag_value, from_dict, parse_flags
+from mmsr_pt.config import FinetuneConfig, ModelConfig, from_dict
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.table import wide_console
+from mmsr_pt.flags import flag_value, parse_flags
 from mmsr_pt.hub import find_bundle
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle

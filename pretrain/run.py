@@ -21,7 +21,7 @@ from mmsr_pt.assembly import (
     check_together,
     open_domains,
 )
-from mmsr_pt.config import parse_flags
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
 from mmsr_pt.run_dir import choose, record, require_space
 from mmsr_pt.trainer import Trainer

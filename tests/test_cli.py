@@ -9,10 +9,10 @@ import torch
 
 from mmsr_pt import cli
 from mmsr_pt.assembly import build_model
-from mmsr_pt.config import parse_flags
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import TEST_RANKS, read_ranks
 from tests.conftest import build_drawn

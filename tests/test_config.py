@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 
-from mmsr_pt.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    RunConfig,
-    from_dict,
-    parse_flags,
-    preset,
-    to_json,
-)
+from mmsr_pt.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig, from_dict, to_json
+from mmsr_pt.flags import parse_flags, preset
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import PRESETS
 

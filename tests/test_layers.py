@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmsr_pt"
 LAYER_OF_TOP = {
     "config": 0,
+    "flags": 0,
     "presets": 0,
     "paper": 0,
     "batch": 0,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mmsr_pt.config import READ_BOTH, PretrainConfig, parse_flags, preset
+from mmsr_pt.config import READ_BOTH, PretrainConfig
+from mmsr_pt.flags import parse_flags, preset
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.sequence import sequence_encoders

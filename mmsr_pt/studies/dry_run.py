@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsr_pt.config import FinetuneConfig, parse_flags
+from mmsr_pt.config import FinetuneConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import metric_lines
 from mmsr_pt.studies.jobs import Job

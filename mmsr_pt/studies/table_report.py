@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsr_pt.config import as_flag
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.flags import as_flag
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import Setting, Table
 from mmsr_pt.run_dir import figures_on_test

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_pt.assembly import open_domains
-from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.cases import ProtocolName, questions
 from mmsr_pt.figures.canvas import require_drawing
+from mmsr_pt.flags import fields_given, parse_flags
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.presets import TABLES, Table
 from mmsr_pt.registry import unknown_name

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsr_pt.assembly import build_order, open_domains
-from mmsr_pt.config import FinetuneConfig, ModelConfig, fields_given, parse_flags
+from mmsr_pt.config import FinetuneConfig, ModelConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.figures.canvas import require_drawing
+from mmsr_pt.flags import fields_given, parse_flags
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.studies.child_run import FINETUNE, PRETRAIN, find_script
 from mmsr_pt.studies.dry_run import describe

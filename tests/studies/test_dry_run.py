@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmsr_pt import cli
-from mmsr_pt.config import parse_flags
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.studies.dry_run import describe
 from mmsr_pt.studies.table_study import Run
 from tests.pretrain.launching import ROOT, ds_config

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mmsr_pt.assembly import build_model
-from mmsr_pt.config import parse_flags, to_json
+from mmsr_pt.config import to_json
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.figures.vectors import Cloud
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import TABLES
 from mmsr_pt.studies import table_figures

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mmsr_pt import cli
-from mmsr_pt.config import fields_given, parse_flags
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.flags import fields_given, parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import TABLES, Table
 from mmsr_pt.studies import table_study as study_module

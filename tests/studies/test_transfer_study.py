@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from mmsr_pt import cli
-from mmsr_pt.config import FinetuneConfig, parse_flags
+from mmsr_pt.config import FinetuneConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import TEST_RANKS, write_ranks
 from mmsr_pt.studies import transfer_report, transfer_runs, transfer_study

@@ -25,6 +25,9 @@ from mmsr_pt.registry import Registry
 class Fusion(nn.Module):
     """Text and vision tokens of an item to its vector."""
 
+    sees_means: bool = False
+    """Whether all that it reads of either modality is the mean of its tokens."""
+
     @classmethod
     def from_config(cls, config: ModelConfig) -> Fusion:
         """A new one, of the sizes that the configuration asks for."""
@@ -48,6 +51,7 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 class CoarseFusion(Fusion):
     """Pools, then normalises both modalities with one shared LayerNorm, as the released code does."""
 
+    sees_means = True
     num_dnn_layers: int = 0
     """Layers of the perceptron behind the fusion."""
 
@@ -146,6 +150,8 @@ class VanillaAttention(Fusion):
 
     Features are here the means of text and vision tokens, which FDSA takes from fixed embeddings.
     """
+
+    sees_means = True
 
     def __init__(self, width: int) -> None:
         super().__init__()

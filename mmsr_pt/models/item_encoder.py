@@ -197,13 +197,19 @@ class FusedItemEncoder(ContentItemEncoder):
     def suffix(self, activations: ItemActivations) -> Tensor:
         """See ItemEncoder."""
         text = vision = mask = None
+        # the mean of projected tokens is the projected mean of them, at a fraction of the work
+        pools_first = self.fusion is None or self.fusion.sees_means
         if self.text is not None and self.text_projection is not None:
             assert activations.text is not None
             tokens, mask = self.text.suffix(activations.text)
+            assert mask is not None
+            if pools_first:
+                tokens, mask = masked_mean(tokens, mask).unsqueeze(1), mask[:, :1]
             text = self.text_projection(tokens)
         if self.vision is not None and self.vision_projection is not None:
             assert activations.vision is not None
-            vision = self.vision_projection(self.vision.suffix(activations.vision).hidden)
+            tokens = self.vision.suffix(activations.vision).hidden
+            vision = self.vision_projection(tokens.mean(dim=1, keepdim=True) if pools_first else tokens)
         if self.fusion is not None:
             text, vision = self.modality_dropout(text, vision)
             return self.fusion(text, mask, vision)

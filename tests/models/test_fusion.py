@@ -59,6 +59,15 @@ def torch_layer(block: PostNormBlock, num_heads: int, activation) -> nn.Transfor
 
 
 @pytest.mark.parametrize("name", fusions)
+def test_a_fusion_says_whether_it_sees_more_than_means(name):
+    fusion = build(name).eval()
+    text, vision = tokens()
+    means = masked_mean(text, MASK)[:, None], vision.mean(dim=1, keepdim=True)
+    from_means = fusion(means[0], MASK[:, :1], means[1])
+    assert torch.allclose(from_means, fusion(text, MASK, vision), atol=1e-6) == fusion.sees_means
+
+
+@pytest.mark.parametrize("name", fusions)
 def test_every_fusion_gives_one_finite_vector_and_trains_in_full(name):
     fusion = build(name).train()
     text, vision = tokens()

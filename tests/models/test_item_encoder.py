@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmsr_pt.models import item_encoder
+from mmsr_pt.models.fusion import masked_mean
 from tests.models.test_recommender import build, items_for
 
 
@@ -46,6 +47,22 @@ def test_what_is_computed_again_gives_the_same_gradients_dropout_included(name, 
     torch.testing.assert_close(again, kept)
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(same[parameter], gradient, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ["sum", "text only", "vision only"])
+def test_where_only_means_are_seen_their_projection_is_the_mean_of_all_projected_tokens(name):
+    encoder = build(name).eval().item_encoder
+    activations = encoder.prefix(items_for(build(name)))
+    parts = {}
+    if encoder.text is not None:
+        tokens, mask = encoder.text.suffix(activations.text)
+        parts["text"] = masked_mean(encoder.text_projection(tokens), mask)
+    if encoder.vision is not None:
+        parts["vision"] = encoder.vision_projection(encoder.vision.suffix(activations.vision).hidden).mean(dim=1)
+    expected = next(iter(parts.values()))
+    if encoder.fusion is not None:
+        expected = encoder.fusion.fuse(*(encoder.fusion.norm(part) for part in parts.values()))
+    torch.testing.assert_close(encoder.suffix(activations), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_piece_is_as_wide_as_its_longest_title(monkeypatch):

@@ -31,6 +31,7 @@ print(json.dumps(measure(Settings(models=("small",), users=2, tokens=6, vocab_si
 """
 
 
+@pytest.mark.slow
 def test_one_step_is_taken_and_said(tmp_path):
     publish("flava", tmp_path)
     # an engine leaves a process group behind

@@ -42,6 +42,7 @@ def test_a_command_that_fails_says_why() -> None:
         watched([sys.executable, "-c", "raise SystemExit('no such luck')"])
 
 
+@pytest.mark.slow
 def test_it_builds_streams_and_evaluates(tmp_path: Path) -> None:
     flags = ["--users", "2000", "--items", "500", "--steps", "2", "--eval_users", "0", "--directory", str(tmp_path)]
     found = main(flags)

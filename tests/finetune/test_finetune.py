@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.run import main
+from mmsr_pt.cli import main as evaluate
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.models.recommender import MMSRModel
 from tests.conftest import build_drawn
@@ -95,14 +97,12 @@ def test_a_source_is_taken_up_trained_on_and_judged_before_its_first_step(
 def test_the_first_judgement_is_zero_shot(
     tmp_path: Path, domains: list[Domain], source: Path, where: list[object]
 ) -> None:
-    from mmsr_pt.cli import main
-
     flags = [*small_run(tmp_path, domains[2]), "--max_users", SOME, "--steps", 1, "--init", source, *where]
     finish(*flags, script=FINETUNE)
     judged = metrics(tmp_path / "run", "eval", split="valid", slice="all")
     assert [(line["step"], line["users"]) for line in judged] == [(0, SOME), (1, SOME)]
     flags = ["--model", source, "--data", domains[2].path, "--split", "valid", "--no_baselines", "--max_users", SOME]
-    main(["evaluate", *(str(word) for word in flags), "--out", str(tmp_path / "zero.json")])
+    evaluate(["evaluate", *(str(word) for word in flags), "--out", str(tmp_path / "zero.json")])
     (expected,) = (line for line in json.loads((tmp_path / "zero.json").read_text())["lines"] if line["slice"] == "all")
     (found,) = metrics(tmp_path / "run", "eval", split="valid", slice="all", step=0)
     assert expected["users"] == SOME
@@ -154,9 +154,17 @@ def test_scratch_and_transfer_meet_the_same_users(tmp_path: Path, domains: list[
         (("--init", "none", "--freeze", "text"), ["unknown flag --freeze", "--help"]),
     ],
 )
-def test_mistakes_get_one_sentence(tmp_path: Path, small_domain: Domain, flags: tuple[object, ...], words: list[str]):
-    ended = launch(*small_run(tmp_path, small_domain, *flags), script=FINETUNE)
-    assert ended.code == 2
-    assert len(ended.errors) == 1
-    assert all(word in ended.errors[0] for word in words)
+def test_mistakes_get_one_sentence(
+    tmp_path: Path,
+    small_domain: Domain,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    words: list[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in small_run(tmp_path, small_domain, *flags)])
+    assert ended.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: ")
+    assert all(word in sentence for word in words)
     assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ def test_a_resumed_run_has_the_bank_of_the_unbroken_one(tmp_path: Path, small_do
     assert losses(killed) == losses(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_two_ranks_at_stage_3_draw_and_learn_what_one_does(tmp_path: Path, small_domain: Domain) -> None:
     flags = ["--data", small_domain.path, *BANK, "--dropout", 0, "--max_history", 6, "--pool_size", 8]
     flags += ["--log_every", 1, "--steps", 4]

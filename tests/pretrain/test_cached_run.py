@@ -77,6 +77,7 @@ def test_the_test_at_the_end_reads_the_cache_where_it_is_told_to(
     assert [line["MRR"] for line in found] == pytest.approx([line["MRR"] for line in expected], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_side_networks_learn_the_same_at_stage_3_as_from_the_cache_at_stage_2(
     tmp_path: Path, domain: Domain, towers: list[str]
 ) -> None:

@@ -22,7 +22,7 @@ from mmsr_pt.data.stream import Share, TrainLoader, UserStream
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
-from mmsr_pt.models.item_encoder import TrainedTowers
+from mmsr_pt.models.item_encoder import NO_TOWERS, TrainedTowers
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.text import check_hf_place, check_text_name
@@ -85,7 +85,7 @@ def check_together(config: PretrainConfig, ds_config: Mapping[str, Any]) -> None
 def build_model(
     config: ModelConfig,
     domains: Sequence[Domain],
-    trained: TrainedTowers | None = None,
+    trained: TrainedTowers = NO_TOWERS,
     tokenizer: Tokenizer | None = None,
 ) -> tuple[MMSRModel, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.

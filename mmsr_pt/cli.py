@@ -44,7 +44,7 @@ from mmsr_pt.hub import find_bundle, load_model, short_names
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
-from mmsr_pt.run_dir import write_ranks
+from mmsr_pt.run_dir import write_ranks, write_text
 from mmsr_pt.studies.table_study import study
 from mmsr_pt.studies.transfer_runs import Flags
 from mmsr_pt.studies.transfer_study import transfer_study
@@ -345,9 +345,7 @@ def _write_lines(out: Path, models: Mapping[str, Any], domain: Domain, lines: Se
         "fingerprint": domain.fingerprint,
         "lines": [line.as_dict() for line in lines],
     }
-    fresh = out.with_name(f".{out.name}.new")
-    fresh.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(out)
+    write_text(out, json.dumps(report, indent=2) + "\n")
 
 
 def _recommendations_table(found: Sequence[Recommendation], title: str) -> Table:

@@ -59,8 +59,8 @@ def record(run_dir: Path, config: PretrainConfig, ds_config: Mapping[str, Any]) 
     """Makes `run_dir` and writes the resolved configuration, before the first step; call on rank 0."""
     with naming_a_full_disk(run_dir, "free some space, or choose another --run_dir"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / "config.json", to_json(config) + "\n")
-        _write(run_dir / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+        write_text(run_dir / "config.json", to_json(config) + "\n")
+        write_text(run_dir / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
 
 
 def require_space(run_dir: Path, parameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -116,7 +116,7 @@ class MetricsLog:
 
         path = run_dir / "metrics.jsonl"
         if path.exists():
-            _write(path, "".join(f"{line}\n" for line in _lines_up_to(path, step, without_figures_of)))
+            write_text(path, "".join(f"{line}\n" for line in _lines_up_to(path, step, without_figures_of)))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -201,7 +201,7 @@ def _lines_up_to(path: Path, step: int, without_figures_of: int) -> Iterator[str
             yield json.dumps(entry)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")

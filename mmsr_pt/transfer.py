@@ -25,7 +25,7 @@ from mmsr_pt.flags import flag_value, parse_flags
 from mmsr_pt.hub import find_bundle
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
-from mmsr_pt.models.item_encoder import TrainedTowers
+from mmsr_pt.models.item_encoder import NO_TOWERS, TrainedTowers
 from mmsr_pt.models.items import content_of
 from mmsr_pt.models.recommender import MMSRModel
 from mmsr_pt.models.sequence import sequence_encoders
@@ -35,6 +35,8 @@ from mmsr_pt.models.towers.vision import vision_tower_from_config
 from mmsr_pt.models.towers.vlp import deep_vlp_from_config
 from mmsr_pt.training.distributed import from_rank0
 
+Weights = Mapping[str, Tensor]
+"""By the names that they have where nothing stands beside content (`_plain`)."""
 SCRATCH = "none"
 """What --init says to start from scratch."""
 _ITEMS = "item_encoder.items"
@@ -62,8 +64,6 @@ class Source:
     towers: dict[str, Any]
     """What ItemEncoder.config said."""
     trained_on: list[dict[str, str]]
-    weights: dict[str, Tensor]
-    """By the names that they have where nothing stands beside content (`_plain`)."""
 
     @classmethod
     def open(cls, reference: str) -> Source:
@@ -71,13 +71,11 @@ class Source:
         directory = find_bundle(reference, "--init")
         saved = bundle.read_config(directory)
         config = from_dict(ModelConfig, saved["model"], str(directory / bundle.CONFIG_FILE))
-        weights = {_plain(name): value for name, value in bundle.read_weights(directory).items()}
-        return cls(reference, directory, config, saved["item_encoder"], saved["trained_on"], weights)
+        return cls(reference, directory, config, saved["item_encoder"], saved["trained_on"])
 
-    def of_part(self, part: str) -> dict[str, Tensor]:
-        """The weights of a part, by their names in it."""
-        start = f"{part}."
-        return {name.removeprefix(start): value for name, value in self.weights.items() if name.startswith(start)}
+    def read_weights(self) -> Weights:
+        """Those of the bundle; not kept here, as a run goes on for long after they are copied."""
+        return {_plain(name): value for name, value in bundle.read_weights(self.directory).items()}
 
 
 def parse_finetune_flags(argv: list[str]) -> tuple[FinetuneConfig, Source | None]:
@@ -110,17 +108,16 @@ def build_transferred(
     """
     if source is None:
         return build_model(config, domains)
-    trained = _trained_towers(config, source)
-    has_titles = trained.text is not None or trained.deep is not None
-    tokenizer = Preprocessor.load(source.directory).tokenizer if has_titles else None
+    weights = source.read_weights()
+    trained = _trained_towers(config, source, weights)
+    tokenizer = Preprocessor.load(source.directory).tokenizer if "text" in trained.names else None
     model, preprocessor = build_model(config, domains, trained, tokenizer)
-    taken = {
-        f"item_encoder.{name}"
-        for name, tower in (("text", trained.text), ("vision", trained.vision))
-        if tower is not None or trained.deep is not None
-    } | ({"item_encoder.joint"} if trained.deep is not None else set())
+    taken = {f"item_encoder.{name}" for name in trained.names}
     parts = _parts(model)
-    found = {part: "" if part in taken else _take(part, module, config, source) for part, module in parts.items()}
+    found = {
+        part: "" if part in taken else _take(part, module, config, source, _of_part(weights, part))
+        for part, module in parts.items()
+    }
     if all(found.values()):
         raise UserError(
             f"--init {source.reference}: no part of it fits this model "
@@ -145,37 +142,43 @@ def _plain(name: str) -> str:
     return name.replace("item_encoder.content.", "item_encoder.", 1)
 
 
-def _trained_towers(config: ModelConfig, source: Source) -> TrainedTowers:
+def _of_part(weights: Weights, part: str) -> dict[str, Tensor]:
+    """The weights of a part, by their names in it."""
+    start = f"{part}."
+    return {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+
+
+def _trained_towers(config: ModelConfig, source: Source, weights: Weights) -> TrainedTowers:
     """The source's towers that the new model has under the same names, with their weights."""
     before, saved = source.config, source.towers
     if "id" in (config.item, before.item):
-        return TrainedTowers()
+        return NO_TOWERS
     same_text = (config.text, config.tokenizer) == (before.text, before.tokenizer)
     if "joint" in saved:
         if not same_text or (config.vlp, config.vision) != (before.vlp, before.vision):
-            return TrainedTowers()
+            return NO_TOWERS
         deep = deep_vlp_from_config(saved["joint"], saved["vision"])
         for name, tower in (("text", deep.text), ("vision", deep.vision), ("joint", deep.joint)):
-            _load_tower(name, tower, source)
+            _load_tower(name, tower, weights)
         return TrainedTowers(deep=deep)
     text = vision = None
     if saved.get("text") is not None and same_text:
         text = text_tower_from_config(saved["text"])
-        _load_tower("text", text, source)
+        _load_tower("text", text, weights)
     if saved.get("vision") is not None and config.vision == before.vision:
         vision = vision_tower_from_config(saved["vision"])
-        _load_tower("vision", vision, source)
+        _load_tower("vision", vision, weights)
     return TrainedTowers(text, vision)
 
 
-def _load_tower(name: str, tower: nn.Module, source: Source) -> None:
+def _load_tower(name: str, tower: nn.Module, weights: Weights) -> None:
     """Gives a tower its weights before a tuning policy adds to it; those that lora:R learnt become part of them."""
-    tower.load_state_dict(without_lora(source.of_part(f"item_encoder.{name}")))
+    tower.load_state_dict(without_lora(_of_part(weights, f"item_encoder.{name}")))
 
 
-def _take(part: str, module: nn.Module, config: ModelConfig, source: Source) -> str:
+def _take(part: str, module: nn.Module, config: ModelConfig, source: Source, weights: Mapping[str, Tensor]) -> str:
     """Copies the source's weights of a part into the module, or says why not."""
-    weights, own = source.of_part(part), module.state_dict()
+    own = module.state_dict()
     if part == _ITEMS:
         return "another domain's items mean nothing here"
     if not weights:

@@ -1,6 +1,7 @@
 """Imports only go down the layers (architecture in the README), and DeepSpeed is known to one file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,10 @@ def test_scripts_hold_no_logic() -> None:
         text = (ROOT / script).read_text()
         assert len(text.splitlines()) <= 130, f"{script} is a story of about 100 lines"
         assert "class " not in text
+
+
+def test_the_tree_in_the_readme_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tree = readme.partition("## The house")[2].partition("## ")[0]
+    names = {path.name for path in FILES if path.name != "__init__.py"}
+    assert sorted(name for name in names if not re.search(rf"(?<![\w]){re.escape(name)}", tree)) == []

@@ -6,7 +6,7 @@ Shapes: u users of a chunk, L positions, N items of the catalogue, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -182,7 +182,8 @@ def evaluate(
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
             ranker = catalogue_ranker(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
-            return _lines(ranker, domain, splits, model.config.max_history, users, step, name, share, keep_ranks)
+            asked = {split: questions(domain, split, model.config.max_history, users) for split in splits}
+            return _lines(ranker, domain, asked, step, name, share, keep_ranks)
     finally:
         model.train(was_training)
 
@@ -195,39 +196,37 @@ def evaluate_baselines(
     train_count = _train_count(domain).to(device)
     start = time.perf_counter()
     baselines: dict[str, Scorer] = {POPULARITY: Popularity(train_count)}
-    asked = [questions(domain, split, 1, users).last_items() for split in splits]
+    asked = {split: questions(domain, split, 1, users) for split in splits}
+    last_items = torch.cat([of_split.last_items() for of_split in asked.values()])
     baselines[TRANSITIONS] = Transitions(
-        training_parts(domain.training_users["history"], device), train_count, torch.cat(asked).to(device)
+        training_parts(domain.training_users["history"], device), train_count, last_items.to(device)
     )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
     rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}
-    lines = [_lines(ranker, domain, splits, 1, users, step, name, share) for name, ranker in rankers.items()]
+    lines = [_lines(ranker, domain, asked, step, name, share) for name, ranker in rankers.items()]
     return [line for of_one in lines for line in of_one]
 
 
 def _lines(
     ranker: Ranker,
     domain: Domain,
-    splits: Iterable[Split],
-    max_history: int,
-    users: UserSample,
+    asked: Mapping[Split, Questions],
     step: int,
     name: str,
     seconds_before: float,
     keep_ranks: KeepRanks | None = None,
 ) -> list[EvalLine]:
     lines: list[EvalLine] = []
-    for split in splits:
+    for split, of_split in asked.items():
         start = time.perf_counter()
-        asked = questions(domain, split, max_history, users)
-        if len(asked) == 0:
+        if len(of_split) == 0:
             # only `any` can be without: no item of a sequence is cold, but for first ones
             continue
-        ranks = rank_targets(ranker, asked).cpu()
+        ranks = rank_targets(ranker, of_split).cpu()
         seconds = seconds_before + time.perf_counter() - start
         if keep_ranks is not None:
-            keep_ranks(_rank_table(domain, asked, ranks, split))
-        lines += eval_lines(ranks, asked, _train_count(domain), split, step, name, seconds)
+            keep_ranks(_rank_table(domain, of_split, ranks, split))
+        lines += eval_lines(ranks, of_split, _train_count(domain), split, step, name, seconds)
     return lines
 
 

@@ -327,12 +327,23 @@ class TrainedTowers(NamedTuple):
     vision: VisionTower | None = None
     deep: DeepVLP | None = None
 
+    @property
+    def names(self) -> set[str]:
+        """What an item encoder calls them."""
+        alone = {"text": self.text, "vision": self.vision}
+        if self.deep is not None:
+            return {*alone, "joint"}
+        return {name for name, tower in alone.items() if tower is not None}
+
+
+NO_TOWERS = TrainedTowers()
+
 
 def build_item_encoder(
     config: ModelConfig,
     vocab_size: int | None,
     num_items: int | None,
-    trained: TrainedTowers = TrainedTowers(),  # noqa: B008 (cannot be changed)
+    trained: TrainedTowers = NO_TOWERS,
 ) -> ItemEncoder:
     """A fresh item encoder with its towers' pretrained weights.
 

@@ -16,6 +16,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.item_encoder import (
+    NO_TOWERS,
     ContentItemEncoder,
     ItemActivations,
     ItemEncoder,
@@ -77,7 +78,7 @@ def build_items(
     config: ModelConfig,
     vocab_size: int | None,
     num_items: int | None,
-    trained: TrainedTowers = TrainedTowers(),  # noqa: B008 (cannot be changed)
+    trained: TrainedTowers = NO_TOWERS,
 ) -> ItemEncoder:
     """A fresh item encoder with its towers' pretrained weights; that of `codes` is yet to be fitted.
 

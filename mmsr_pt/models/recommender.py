@@ -18,7 +18,7 @@ from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.config import ModelConfig, from_dict
 from mmsr_pt.models import bundle
 from mmsr_pt.models.dropout import set_dropout
-from mmsr_pt.models.item_encoder import ItemEncoder, TrainedTowers, rest_group
+from mmsr_pt.models.item_encoder import NO_TOWERS, ItemEncoder, TrainedTowers, rest_group
 from mmsr_pt.models.items import build_items, items_from_config
 from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
@@ -45,7 +45,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         config: ModelConfig,
         vocab_size: int | None = None,
         num_items: int | None = None,
-        trained: TrainedTowers | None = None,
+        trained: TrainedTowers = NO_TOWERS,
     ) -> MMSRModel:
         """A fresh model on the CPU in float32, its pretrained towers loaded.
 
@@ -59,7 +59,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
             UserError: an unknown part, or weights that cannot be had.
         """
         sequence_encoder = sequence_encoders[config.sequence]
-        item_encoder = build_items(config, vocab_size, num_items, trained or TrainedTowers())
+        item_encoder = build_items(config, vocab_size, num_items, trained)
         # towers come in evaluation mode from their libraries
         return cls(config, item_encoder, sequence_encoder.from_config(config)).train()
 

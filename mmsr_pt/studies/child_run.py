@@ -37,7 +37,12 @@ def find_script(name: str = PRETRAIN) -> Path:
 def run_command(run_dir: Path, flags: Sequence[str], num_gpus: int = 0, script: str = PRETRAIN) -> list[str]:
     """What starts a run, or takes it up where it has a checkpoint; arguments as of `finish_run`."""
     words = [*_launcher(num_gpus), str(find_script(script)), *flags, "--run_dir", str(run_dir)]
-    return [*words, "--resume"] if (run_dir / "checkpoints" / "latest").exists() else words
+    return [*words, "--resume"] if has_checkpoint(run_dir) else words
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether the run goes on from somewhere; else it begins anew."""
+    return (run_dir / "checkpoints" / "latest").exists()
 
 
 def finish_run(
@@ -62,7 +67,7 @@ def finish_run(
         UserError: it did not end well; names what it said last, and the log.
     """
     words = run_command(run_dir, flags, num_gpus, script)
-    if "--resume" not in words and run_dir.exists():
+    if not has_checkpoint(run_dir) and run_dir.exists():
         shutil.rmtree(run_dir)
     _wait_for(words, log_file, inherited)
 

@@ -18,6 +18,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import metric_lines
+from mmsr_pt.studies.child_run import has_checkpoint
 from mmsr_pt.studies.jobs import Job
 
 
@@ -54,7 +55,7 @@ def describe(runs: Sequence[Job], out: Path, num_gpus: int = 0) -> str:
             continue
         seconds, basis = _estimate(one, known)
         times.append(seconds)
-        state = "begun     " if _has_checkpoint(run_dir) else "to do     "
+        state = "begun     " if has_checkpoint(run_dir) else "to do     "
         about = "time unknown" if seconds is None else f"about {_minutes(seconds)}, {basis}"
         command = shlex.join(run.command(out, num_gpus))
         lines.append(f"{state}{run} ({about})\n          {run_dir}\n          {command}")
@@ -79,12 +80,8 @@ def _known(run: Job, out: Path) -> _Known:
         return _Known(run.row, run.domain, users, True, seconds, 0.0)
     whole = seconds / epochs[-1] * _epochs_asked(run_dir, trained[-1]["step"] / epochs[-1])
     # one that was broken off before its first checkpoint begins anew
-    remaining = whole - seconds if _has_checkpoint(run_dir) else whole
+    remaining = whole - seconds if has_checkpoint(run_dir) else whole
     return _Known(run.row, run.domain, users, False, whole, remaining)
-
-
-def _has_checkpoint(run_dir: Path) -> bool:
-    return (run_dir / "checkpoints" / "latest").exists()
 
 
 def _users(flags: Sequence[str]) -> int | None:

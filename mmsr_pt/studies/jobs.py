@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -99,6 +101,20 @@ def carry_out(runs: Sequence[Job], out: Path, report: Report, lock: int, num_gpu
         figures = ", ".join(f"{metric} {100 * found[metric]:.2f} %" for metric in METRICS) if found else "nobody asked"
         left = f"; about {minutes * (len(missing) - number - 1):.0f} min left" if number + 1 < len(missing) else ""
         log.info("%s: %s (%.1f min a run%s)", run, figures, minutes, left)
+
+
+def require_counts(seeds: int, num_gpus: int) -> None:
+    """Raises UserError where a study is asked for a number of seeds or GPUs that cannot be."""
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds} must be at least 1")
+    if num_gpus < 0:
+        raise UserError(f"--num_gpus {num_gpus} must not be negative")
+
+
+def default_place(name: str, shared: Mapping[str, Any]) -> Path:
+    """Where a study goes that nobody gave a directory: another one for other things that all its runs share."""
+    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
+    return Path("runs") / f"{name}-{digest}"
 
 
 def open_distinct(data: Sequence[Path], flag: str) -> list[Domain]:

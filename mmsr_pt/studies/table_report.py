@@ -15,7 +15,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.flags import as_flag
 from mmsr_pt.log import UserError
 from mmsr_pt.presets import Setting, Table
-from mmsr_pt.run_dir import figures_on_test
+from mmsr_pt.run_dir import figures_on_test, write_text
 from mmsr_pt.studies.jobs import METRICS, RESULTS
 from mmsr_pt.studies.paper import PAPER_TABLES
 
@@ -93,13 +93,6 @@ def write_results(out: Path, results: Mapping[str, Any], table: str) -> None:
     write_text(out / "table.md", table)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Writes a file, never by halves."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
-
-
 class StudyReport:
     """What a study has found so far, read from its runs: results.json and table.md."""
 
@@ -133,7 +126,9 @@ class StudyReport:
 
     def markdown(self) -> str:
         """The table that people read, in percent; several, one for each metric, where one would be too wide."""
-        rows = self.as_dict()["rows"]
+        return self._markdown(self.as_dict()["rows"])
+
+    def _markdown(self, rows: Mapping[str, Any]) -> str:
         width = len(self._columns(self._metrics))
         blocks = [self._metrics] if width <= _WIDEST else [(metric,) for metric in self._metrics]
         tables = "\n".join(self._block(rows, metrics) for metrics in blocks)
@@ -171,7 +166,8 @@ class StudyReport:
 
     def write(self) -> None:
         """Writes both files, neither ever by halves."""
-        write_results(self._out, self.as_dict(), self.markdown())
+        results = self.as_dict()
+        write_results(self._out, results, self._markdown(results["rows"]))
 
     def _seeds(self, domain: str, row: str) -> dict[str, dict[str, float]]:
         seeds = kept_seeds(self._out, domain, row)

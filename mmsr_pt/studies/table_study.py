@@ -10,8 +10,6 @@ Nothing is chosen by test figures: each run stops and keeps its model by its val
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,17 @@ from mmsr_pt.registry import unknown_name
 from mmsr_pt.run_dir import figures_on_test
 from mmsr_pt.studies.child_run import find_script, finish_run, run_command
 from mmsr_pt.studies.dry_run import describe
-from mmsr_pt.studies.jobs import OWN_FLAGS, RESULTS, alone_in, carry_out, check_place, open_distinct, print_plainly
+from mmsr_pt.studies.jobs import (
+    OWN_FLAGS,
+    RESULTS,
+    alone_in,
+    carry_out,
+    check_place,
+    default_place,
+    open_distinct,
+    print_plainly,
+    require_counts,
+)
 from mmsr_pt.studies.table_figures import draw_figure, find_study
 from mmsr_pt.studies.table_report import StudyReport, row_flags, run_directory
 from mmsr_pt.training.ds_config import read_ds_config
@@ -106,10 +114,7 @@ def study(
             raise unknown_name(f"row of {name}", row, known)
     if figure is not None:
         require_drawing()
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds} must be at least 1")
-    if num_gpus < 0:
-        raise UserError(f"--num_gpus {num_gpus} must not be negative")
+    require_counts(seeds, num_gpus)
     find_script()
     _check_further(name, table, further)
     domains = open_distinct(data, "--data")
@@ -119,9 +124,7 @@ def study(
     runs = _runs(table, asked, seeds, domains, ds_config, further)
     # that of the table, also where a figure is drawn from its runs
     shared = {"table": table_name, "flags": list(further), "ds_config": read_ds_config(ds_config, max(num_gpus, 1))}
-    if out is None:
-        digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
-        out = Path("runs") / f"study-{table_name}-{digest}"
+    out = out or default_place(f"study-{table_name}", shared)
     if dry_run:
         check_place(out)
         found = StudyReport(out, table, shared, domains).as_dict()

@@ -105,14 +105,22 @@ class TransferReport:
 
     def write(self) -> None:
         """Reads the runs and writes all files."""
-        self.__dict__.pop("_found", None)
+        for known in ("_found", "_results"):
+            self.__dict__.pop(known, None)
         write_results(self._out, self.as_dict(), self.markdown())
         panels = self._panels()
         if panels:
             save(draw_convergence(panels, f"Transfer to {self._target.name}"), self._out / PICTURE)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fractions: of each model every seed's figures, their mean and its interval; of transfers against scratch."""
+        """Fractions: of each model every seed's figures, their mean and its interval; of transfers against scratch.
+
+        As of the last `write`, if there was one.
+        """
+        return self._results
+
+    @cached_property
+    def _results(self) -> dict[str, Any]:
         zero_shot = {name: _described(found) for name, found in self._found[""].items()}
         targets = {}
         for target in self._targets:

@@ -14,8 +14,6 @@ test users are asked. Every run stops and keeps its model by its validation; not
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +27,17 @@ from mmsr_pt.flags import fields_given, parse_flags
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.studies.child_run import FINETUNE, PRETRAIN, find_script
 from mmsr_pt.studies.dry_run import describe
-from mmsr_pt.studies.jobs import OWN_FLAGS, RESULTS, alone_in, carry_out, check_place, open_distinct, print_plainly
+from mmsr_pt.studies.jobs import (
+    OWN_FLAGS,
+    RESULTS,
+    alone_in,
+    carry_out,
+    check_place,
+    default_place,
+    open_distinct,
+    print_plainly,
+    require_counts,
+)
 from mmsr_pt.studies.transfer_report import PICTURE, TransferReport
 from mmsr_pt.studies.transfer_runs import NO_FLAGS, Cell, Flags, all_cells
 from mmsr_pt.training.ds_config import read_ds_config
@@ -79,10 +87,7 @@ def transfer_study(
     Raises:
         UserError: something that was asked for cannot be; or a run failed, what was finished before stays.
     """
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds} must be at least 1")
-    if num_gpus < 0:
-        raise UserError(f"--num_gpus {num_gpus} must not be negative")
+    require_counts(seeds, num_gpus)
     for script in (PRETRAIN, FINETUNE):
         find_script(script)
     require_drawing()
@@ -107,9 +112,7 @@ def transfer_study(
         **{f"{name}_flags": list(words) for name, words in dataclasses.asdict(flags).items()},
         "ds_config": ds_settings,
     }
-    if out is None:
-        digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
-        out = Path("runs") / f"transfer-{aim.name}-{digest}"
+    out = out or default_place(f"transfer-{aim.name}", shared)
     runs = [
         cell
         for seed in range(seeds)

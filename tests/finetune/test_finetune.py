@@ -29,18 +29,15 @@ SOME = 40
 @pytest.fixture(scope="module")
 def domains(small_domain: Domain, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> list[Domain]:
     """Two sources and a target."""
-    root = made_once(
-        shared_root(tmp_path_factory, worker_id) / "finetune_domains",
+    root = shared_root(tmp_path_factory, worker_id) / "finetune_domains"
+    made_once(
+        root,
         lambda: [
-            build_drawn(root_of(tmp_path_factory, worker_id) / name, variant, num_users=60, items_per_cell=2)
+            build_drawn(root / name, variant, num_users=60, items_per_cell=2)
             for name, variant in (("second", "source"), ("target", "target"))
         ],
     )
     return [small_domain, Domain.load(root / "second"), Domain.load(root / "target")]
-
-
-def root_of(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    return shared_root(tmp_path_factory, worker_id) / "finetune_domains"
 
 
 @pytest.fixture(scope="module")

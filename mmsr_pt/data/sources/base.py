@@ -15,6 +15,8 @@ from mmsr_pt.data.sources.files import holdings, look_below
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.registry import Registry
 
+LATEST_TIME = 2.0**62
+"""What counts as a time lies below: nothing that an int64 could not hold."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """In order of preference where an item has several."""
 

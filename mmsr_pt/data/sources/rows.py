@@ -7,12 +7,12 @@ from pathlib import Path
 
 import polars as pl
 
+from mmsr_pt.data.sources.base import LATEST_TIME
 from mmsr_pt.data.sources.encoding import as_utf8
 from mmsr_pt.log import UserError, reason
 
 _FIRST_MILLISECONDS = 1e11
 """Times from here on are milliseconds: as seconds they would lie after the year 5000, as milliseconds in 1973."""
-_LATEST = 2.0**62
 
 
 def scan_headless(
@@ -50,7 +50,7 @@ def epoch_seconds(column: str) -> pl.Expr:
     """Seconds since 1970 of a column of text with seconds or milliseconds since 1970; null where it has no number."""
     number = pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
     seconds = pl.when(number >= _FIRST_MILLISECONDS).then(number / 1000).otherwise(number)
-    return pl.when(number.abs() < _LATEST).then(seconds)
+    return pl.when(number.abs() < LATEST_TIME).then(seconds)
 
 
 def collected(table: pl.LazyFrame, path: Path) -> pl.DataFrame:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mmsr_pt.data.sources.base import SOURCES, RawDomain, add_images, distinct_names, join_text, scan_table
+from mmsr_pt.data.sources.base import LATEST_TIME, SOURCES, RawDomain, add_images, distinct_names, join_text, scan_table
 from mmsr_pt.log import UserError
 
 _ISO_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _NAMES = pl.List(pl.String)
 _MICROSECONDS = 1_000_000
-_LATEST = 2.0**62  # what counts as a time: nothing that an int64 could not hold
 
 
 @SOURCES.register("table")
@@ -72,13 +71,13 @@ def parsed_time(kind: pl.DataType) -> pl.Expr:
     """
     time = pl.col("timestamp")
     if kind.is_numeric():
-        return pl.when(time.cast(pl.Float64).abs() < _LATEST).then(time)
+        return pl.when(time.cast(pl.Float64).abs() < LATEST_TIME).then(time)
     if kind.is_temporal():
         return _seconds(time.cast(pl.Datetime("us")))
     number = time.str.strip_chars().cast(pl.Float64, strict=False)
     formats = [_seconds(time.str.to_datetime(f, strict=False, time_unit="us", exact=True)) for f in _ISO_FORMATS]
     with_zone = _seconds(time.str.to_datetime("%+", strict=False, time_unit="us", time_zone="UTC"))
-    return pl.coalesce(pl.when(number.abs() < _LATEST).then(number), *formats, with_zone)
+    return pl.coalesce(pl.when(number.abs() < LATEST_TIME).then(number), *formats, with_zone)
 
 
 def _seconds(time: pl.Expr) -> pl.Expr:

@@ -29,7 +29,7 @@ from benchmarks.parts import WORK_DIR, random_vision, write_ds_config
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.config import ModelConfig, OptimConfig
 from mmsr_pt.log import UserError, setup_logging, user_facing
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.registry import unknown_name
 from mmsr_pt.training.ds_config import read_ds_config
 from mmsr_pt.training.engine import Engine
@@ -107,7 +107,7 @@ def measure(settings: Settings) -> dict[str, float]:
         file = write_ds_config(Path(scratch) / "ds_config.json", settings.users, bf16=True)
         ds_config = read_ds_config(file, place.world_size)
     torch.manual_seed(0)
-    model = MMSRModel.build(config)
+    model = Recommender.build(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     spec = model.image_spec

@@ -21,7 +21,7 @@ from mmsr_pt.data.activations import ActivationStore, Layout
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.ds_config import precision, read_ds_config
 from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import init_distributed
@@ -159,7 +159,7 @@ class IdTraining(Training):
 
 
 def stand_in_cache(
-    model: MMSRModel, preprocessor: Preprocessor, domain: Domain, dtype: torch.dtype, directory: Path
+    model: Recommender, preprocessor: Preprocessor, domain: Domain, dtype: torch.dtype, directory: Path
 ) -> ItemCache:
     """A cache of the right shape in which a few items' activations stand for all.
 

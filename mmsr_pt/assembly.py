@@ -23,7 +23,7 @@ from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.item_encoder import NO_TOWERS, TrainedTowers
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.text import check_hf_place, check_text_name
 from mmsr_pt.training.distributed import from_rank0
@@ -87,7 +87,7 @@ def build_model(
     domains: Sequence[Domain],
     trained: TrainedTowers = NO_TOWERS,
     tokenizer: Tokenizer | None = None,
-) -> tuple[MMSRModel, Preprocessor]:
+) -> tuple[Recommender, Preprocessor]:
     """A fresh model on the CPU, its pretrained towers loaded, and the preprocessing that its towers ask for.
 
     Collective with `--item codes`, whose codebook is fitted on the domains' titles: call on every rank.
@@ -103,7 +103,7 @@ def build_model(
             check_hf_place("--vlp", config.vlp.removeprefix("hf:"))
         check_text_name(config.text)
         tokenizer = tokenizer_for(config.text, domains[0].path, config.tokenizer)
-    model = MMSRModel.build(
+    model = Recommender.build(
         config,
         vocab_size=None if tokenizer is None else tokenizer.vocab_size,
         num_items=domains[0].num_items if config.learns_items else None,
@@ -115,7 +115,7 @@ def build_model(
     return model, preprocessor
 
 
-def build_param_groups(config: OptimConfig, model: MMSRModel) -> list[ParamGroup]:
+def build_param_groups(config: OptimConfig, model: Recommender) -> list[ParamGroup]:
     """Who learns how fast, as torch optimizers want it. Collective: rank 0 prints it layer group by layer group.
 
     Raises:
@@ -132,7 +132,7 @@ def build_param_groups(config: OptimConfig, model: MMSRModel) -> list[ParamGroup
 
 def build_cache(
     config: PretrainConfig,
-    model: MMSRModel,
+    model: Recommender,
     preprocessor: Preprocessor,
     domains: Sequence[Domain],
     ds_config: Mapping[str, Any],

@@ -33,7 +33,7 @@ from mmsr_pt.evaluation.evaluate import ItemSource
 from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.models.item_encoder import ContentItemEncoder
 from mmsr_pt.models.items import content_of
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.towers.tower import Tower
 from mmsr_pt.training.distributed import barrier, from_rank0, rank, sum_over_ranks, world_size
 
@@ -73,7 +73,7 @@ class ItemCache:
 
 
 def open_cache(
-    model: MMSRModel,
+    model: Recommender,
     preprocessor: Preprocessor,
     domains: Sequence[Domain],
     dtype: torch.dtype,

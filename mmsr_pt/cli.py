@@ -42,7 +42,7 @@ from mmsr_pt.evaluation.table import print_results, wide_console
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.hub import find_bundle, load_model, short_names
 from mmsr_pt.log import UserError, redraw_seconds, setup_logging, user_facing
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
 from mmsr_pt.run_dir import write_ranks, write_text
 from mmsr_pt.studies.table_study import study
@@ -151,7 +151,7 @@ def _splits(protocol: ProtocolName, split: Literal["test", "valid", "both"]) -> 
     return ["valid", "test"] if split == "both" else [split]
 
 
-def _training_of(model: MMSRModel, domain: Domain) -> dict[str, Any]:
+def _training_of(model: Recommender, domain: Domain) -> dict[str, Any]:
     """What a model was trained on, and whether it never saw this domain; None: that cannot be told."""
     names = [entry["name"] for entry in model.trained_on]
     has_seen = domain.fingerprint in {entry["fingerprint"] for entry in model.trained_on}
@@ -312,7 +312,7 @@ def _with_values_bound(words: Sequence[str]) -> list[str]:
     return bound
 
 
-def _open(reference: str, domain: Domain) -> tuple[MMSRModel, ItemSource]:
+def _open(reference: str, domain: Domain) -> tuple[Recommender, ItemSource]:
     """The model on the CPU, and where it reads the domain's items from."""
     state = processes()
     # one process downloads, the others find the files in the cache

@@ -11,7 +11,7 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import BASELINES
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.run_dir import BUNDLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -93,13 +93,13 @@ def _download(hub_id: str) -> Path:
     return directory
 
 
-def load_model(bundle: Path, domain: Domain) -> tuple[MMSRModel, Preprocessor]:
+def load_model(bundle: Path, domain: Domain) -> tuple[Recommender, Preprocessor]:
     """The bundle's model (on the CPU, in evaluation mode) and preprocessing, checked to fit `domain`.
 
     Raises:
         UserError: the bundle is incomplete, or the model cannot read this domain.
     """
-    model, preprocessor = MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle)
+    model, preprocessor = Recommender.load(bundle), Preprocessor.load(bundle)
     fingerprints = {entry["fingerprint"] for entry in model.trained_on}
     if model.config.learns_items and domain.fingerprint not in fingerprints:
         names = ", ".join(entry["name"] for entry in model.trained_on)

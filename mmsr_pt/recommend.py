@@ -42,7 +42,7 @@ def recommend(
         history: catalogue rows, oldest first, at least one; none of them is recommended again.
         top_k: how many; fewer where the catalogue has no more unseen items.
         max_history: how many of the newest the scorer reads.
-        scale: what the scores are multiplied by (`MMSRModel.score_scale`).
+        scale: what the scores are multiplied by (`Recommender.score_scale`).
     """
     read = torch.tensor([list(history)[-max_history:]], device=processes().device)
     scores = scorer(read, torch.ones_like(read, dtype=torch.bool))[0].double().cpu()

@@ -27,7 +27,7 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
 from mmsr_pt.models.item_encoder import NO_TOWERS, TrainedTowers
 from mmsr_pt.models.items import content_of
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.lora import without_lora
 from mmsr_pt.models.towers.text import text_tower_from_config
@@ -95,7 +95,7 @@ def parse_finetune_flags(argv: list[str]) -> tuple[FinetuneConfig, Source | None
 
 def build_transferred(
     config: ModelConfig, source: Source | None, domains: Sequence[Domain]
-) -> tuple[MMSRModel, Preprocessor]:
+) -> tuple[Recommender, Preprocessor]:
     """The model that a fine-tuning starts from, on the CPU, and its preprocessing. Collective: rank 0 prints the parts.
 
     Args:
@@ -129,7 +129,7 @@ def build_transferred(
     return model, preprocessor
 
 
-def _parts(model: MMSRModel) -> dict[str, nn.Module]:
+def _parts(model: Recommender) -> dict[str, nn.Module]:
     """The parts that come along or not as a whole, by name."""
     encoder, content = model.item_encoder, content_of(model.item_encoder)
     children = {**dict(encoder.named_children()), **({} if content is None else dict(content.named_children()))}

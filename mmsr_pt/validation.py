@@ -24,7 +24,7 @@ from mmsr_pt.evaluation.evaluate import ItemSource, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.table import print_results
 from mmsr_pt.log import naming_a_full_disk
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.run_dir import BUNDLE, TEST_RANKS, write_bundle, write_ranks
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import barrier
@@ -135,7 +135,7 @@ class Validation:
         Its figures stand in metrics.jsonl only once the users' ranks stand beside it, so that a run that was killed
         meanwhile is tested again.
         """
-        model = MMSRModel.from_pretrained(self._run_dir / BUNDLE).to(self._place.device)
+        model = Recommender.load(self._run_dir / BUNDLE).to(self._place.device)
         step = self.standing.best_step
         users = UserSample(self._config.run.test_users, self._config.run.seed)
         ranks: list[pl.DataFrame] = []
@@ -190,7 +190,7 @@ class Validation:
 
     def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
         trained_on = [*self._trained_before(), *self._own_domains()]
-        self._engine.model.save_pretrained(directory, state_dict=state, trained_on=trained_on)
+        self._engine.model.save(directory, state_dict=state, trained_on=trained_on)
         self._preprocessor.save(directory)
 
     def _own_domains(self) -> list[dict[str, str]]:

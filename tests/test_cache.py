@@ -17,7 +17,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
 from mmsr_pt.log import UserError
 from mmsr_pt.models.item_encoder import FusedItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from tests.models.towers.small import region_tower, timm_tower
@@ -55,7 +55,7 @@ def make_model(domain: Domain, text: str = "hf", vision: str = "timm", tune: str
     text_tower = tuned(text_tower, tune, config.width)
     vision_tower = tuned(vision_tower, tune, config.width)
     encoder = FusedItemEncoder(text_tower, vision_tower, fusions["merge"].from_config(config), config.width)
-    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
+    model = Recommender(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     return model, Preprocessor(tokenizer, encoder.image_spec, title_tokens=20)
 
 

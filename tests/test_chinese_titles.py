@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.preprocess import HuggingFaceTokenizer, Preprocessor, tokenizer_for
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 
 COLOURS, STUFFS, KINDS = ("红色", "蓝色", "黑色"), ("纯棉", "羊毛", "真丝"), ("连衣裙", "衬衫", "牛仔裤", "外套")
 TITLES = ["".join(words) for words in itertools.product(COLOURS, STUFFS, KINDS)]
@@ -78,7 +78,7 @@ def test_a_model_reads_them_and_its_bundle_goes_on_reading_them(checkpoint, tmp_
     directory, _ = checkpoint
     tokenizer = tokenizer_for(f"hf:{directory}", directory)
     config = ModelConfig(text=f"hf:{directory}", vision="none", width=16, title_tokens=20)
-    model = MMSRModel.build(config, vocab_size=tokenizer.vocab_size).eval()
+    model = Recommender.build(config, vocab_size=tokenizer.vocab_size).eval()
     preprocessor = Preprocessor(tokenizer, model.image_spec, config.title_tokens)
     titles = [TITLES[0], TITLES[0] + TITLES[7] + TITLES[9], TITLES[20]]
     items, vectors = encode(model, preprocessor, titles)
@@ -89,11 +89,11 @@ def test_a_model_reads_them_and_its_bundle_goes_on_reading_them(checkpoint, tmp_
     assert torch.cdist(vectors, vectors).triu(1).flatten().topk(3).values.min() > 1e-3, "and other titles do"
 
     bundle = tmp_path / "bundle"
-    model.save_pretrained(bundle)
+    model.save(bundle)
     preprocessor.save(bundle)
     (directory / "sentencepiece.bpe.model").rename(directory / "gone")
     try:
-        again, read = MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle)
+        again, read = Recommender.load(bundle), Preprocessor.load(bundle)
         assert read.tokenizer.encode(TITLES, 50) == tokenizer.encode(TITLES, 50)
         assert (read.tokenizer.pad_id, read.tokenizer.vocab_size) == (PAD, tokenizer.vocab_size)
         assert torch.equal(encode(again, read, titles)[1], vectors)

@@ -171,7 +171,7 @@ def bundle_for(domain, directory):
     config = parse_flags(["--data", str(domain.path), "--width", "32", "--max_history", "8"])
     model, preprocessor = build_model(config.model, [domain])
     trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint}]
-    model.save_pretrained(directory, trained_on=trained_on)
+    model.save(directory, trained_on=trained_on)
     preprocessor.save(directory)
     return directory
 

@@ -9,7 +9,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor, SentencePieceTokenizer
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.item_encoder import FusedItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.hf_text import from_config
 from mmsr_pt.models.towers.text import TinyText
@@ -40,7 +40,7 @@ def make_task(domain: Domain, text: str, vision: str) -> tuple[NextItemTask, Pre
             tower.tune("top:1")
     fusion = fusions["merge"].from_config(config) if text_tower and vision_tower else None
     encoder = FusedItemEncoder(text_tower, vision_tower, fusion, config.width)
-    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
+    model = Recommender(config, encoder, sequence_encoders["sasrec"].from_config(config)).eval()
     perturb(model)
     preprocessor = Preprocessor(tokenizer if text_tower else None, encoder.image_spec, TITLE_TOKENS)
     return NextItemTask(model, "bce", num_domains=1), preprocessor

@@ -17,7 +17,7 @@ from mmsr_pt.data.catalogue import iter_item_batches
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.log import UserError
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.transfer import Source, build_transferred, parse_finetune_flags
 from tests.conftest import build_drawn
 from tests.models.towers.small import perturb
@@ -42,20 +42,20 @@ def trained(tmp_path: Path, small_domain: Domain) -> Callable[..., Path]:
         model, preprocessor = build_model(config, [small_domain])
         perturb(model)  # else the updates of lora:R are zero
         own = {"name": small_domain.name, "fingerprint": small_domain.fingerprint}
-        model.save_pretrained(tmp_path / "bundle", trained_on=[own])
+        model.save(tmp_path / "bundle", trained_on=[own])
         preprocessor.save(tmp_path / "bundle")
         return tmp_path / "bundle"
 
     return write
 
 
-def transferred(bundle: Path, domain: Domain, *flags: str) -> tuple[MMSRModel, Preprocessor]:
+def transferred(bundle: Path, domain: Domain, *flags: str) -> tuple[Recommender, Preprocessor]:
     config, source = parse_finetune_flags(["--init", str(bundle), *flags])
     torch.manual_seed(2)
     return build_transferred(config.model, source, [domain])
 
 
-def scores(model: MMSRModel, preprocessor: Preprocessor, domain: Domain) -> Tensor:
+def scores(model: Recommender, preprocessor: Preprocessor, domain: Domain) -> Tensor:
     """Of ten items behind a history of three others."""
     model.eval()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_all_of_a_model_comes_along(
     assert (model.config.fusion, model.config.sequence, model.config.width) == ("gate", "grurec", 32)
     parts = {"text", "vision", "text_projection", "vision_projection", "fusion", "sequence_encoder"}
     assert said(capsys) == dict.fromkeys(parts, "loaded")
-    source = MMSRModel.from_pretrained(bundle)
+    source = Recommender.load(bundle)
     # the source's own tokenizer, too: one learnt on the target's titles would name other words by the same numbers
     assert torch.equal(scores(model, preprocessor, target), scores(source, Preprocessor.load(bundle), target))
     assert model.trained_on == source.trained_on
@@ -124,7 +124,7 @@ def test_parts_that_mean_something_else_start_anew(
     states = said(capsys)
     assert {part for part, state in states.items() if state.startswith("starts anew")} == fresh
     assert [states[part] for part in fresh if why not in states[part]] == []
-    before, after = MMSRModel.from_pretrained(bundle).state_dict(), model.state_dict()
+    before, after = Recommender.load(bundle).state_dict(), model.state_dict()
     for name, value in before.items():
         part = name.removeprefix("item_encoder.").partition(".")[0]
         if part not in fresh:
@@ -202,7 +202,7 @@ def test_a_vlp_comes_along_without_its_files(
     for directory in ("vlp", "eyes"):
         (tmp_path / directory).rename(tmp_path / f"{directory} elsewhere")
     model, preprocessor = transferred(bundle, target, "--tune", "full")
-    before = scores(MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle), target)
+    before = scores(Recommender.load(bundle), Preprocessor.load(bundle), target)
     assert torch.equal(scores(model, preprocessor, target), before)
     trains = {group.name for group in model.layer_groups() if group.trained}
     assert any(name.startswith(("joint.block", "vision.block", "vision.all")) for name in trains), trains
@@ -214,7 +214,7 @@ def test_a_tower_comes_along_under_another_policy(
 ) -> None:
     publish("bert", tmp_path / "bert")
     bundle = trained(text=f"hf:{tmp_path / 'bert'}", vision="none", tune=policy)
-    before = scores(MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle), target)
+    before = scores(Recommender.load(bundle), Preprocessor.load(bundle), target)
     if policy == "side":
         with pytest.raises(UserError, match="side"):
             transferred(bundle, target, "--tune", "full")
@@ -259,5 +259,5 @@ def test_codes_come_along_with_their_codebook(
 ) -> None:
     text = f"hf:{write_bert(tmp_path / 'bert', small_domain)}"
     bundle = trained(item="codes", text=text, num_codes=4, code_values=8)
-    expected = scores(MMSRModel.from_pretrained(bundle), Preprocessor.load(bundle), target)
+    expected = scores(Recommender.load(bundle), Preprocessor.load(bundle), target)
     assert torch.equal(scores(*transferred(bundle, target), target), expected)

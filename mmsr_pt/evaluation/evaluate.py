@@ -27,7 +27,7 @@ from mmsr_pt.models.layer_groups import is_split
 
 if TYPE_CHECKING:
     from mmsr_pt.data.domain import Domain
-    from mmsr_pt.models.recommender import MMSRModel
+    from mmsr_pt.models.recommender import Recommender
 
 ATTENDED_SCORES = 2**19
 """Scores of a block of a model that scores by attention, one for each position: some ten times as many floats."""
@@ -40,7 +40,7 @@ KeepRanks = Callable[[pl.DataFrame], object]
 """Takes the rank of every asked user's target: domain, split, user, target (catalogue row), rank (1 is the best)."""
 
 
-def without_gradients(model: MMSRModel) -> AbstractContextManager[object]:
+def without_gradients(model: Recommender) -> AbstractContextManager[object]:
     """What an evaluation of this model runs in: inference mode, unless its weights are split over the ranks.
 
     ZeRO-3 gathers weights at every call; what was gathered in inference mode could not be trained any more.
@@ -48,7 +48,7 @@ def without_gradients(model: MMSRModel) -> AbstractContextManager[object]:
     return torch.no_grad() if is_split(model) else torch.inference_mode()
 
 
-def encode_catalogue(model: MMSRModel, source: ItemSource, num_items: int, batch_size: int) -> Tensor:
+def encode_catalogue(model: Recommender, source: ItemSource, num_items: int, batch_size: int) -> Tensor:
     """Every item's vector, each encoded once, the work split over the processes. Collective: same arguments on all.
 
     Args:
@@ -76,7 +76,7 @@ class CatalogueScorer:
 
     chunk_users = CHUNK_USERS
 
-    def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
+    def __init__(self, model: Recommender, catalogue: Tensor) -> None:
         """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`."""
         self._model = model
         self._catalogue = catalogue
@@ -114,7 +114,7 @@ class CatalogueScorer:
 class AttendingScorer:
     """Scores a catalogue, some items at a time, by a model whose scores are no products (CARCA)."""
 
-    def __init__(self, model: MMSRModel, catalogue: Tensor) -> None:
+    def __init__(self, model: Recommender, catalogue: Tensor) -> None:
         """Args: model in evaluation mode; catalogue [N, D] from `encode_catalogue`. Collective at ZeRO-3."""
         self._model, self._catalogue = model, catalogue
         with without_gradients(model):
@@ -134,19 +134,19 @@ class AttendingScorer:
         return scores
 
 
-def catalogue_ranker(model: MMSRModel, catalogue: Tensor) -> Ranker:
+def catalogue_ranker(model: Recommender, catalogue: Tensor) -> Ranker:
     """What ranks targets by this model and its catalogue [N, D]. Collective at ZeRO-3."""
     scorer = catalogue_scorer(model, catalogue)
     return scorer if isinstance(scorer, CatalogueScorer) else ScoreRanker(scorer, len(catalogue))
 
 
-def catalogue_scorer(model: MMSRModel, catalogue: Tensor) -> CatalogueScorer | AttendingScorer:
+def catalogue_scorer(model: Recommender, catalogue: Tensor) -> CatalogueScorer | AttendingScorer:
     """What scores this catalogue [N, D] by this model. Collective at ZeRO-3."""
     return (CatalogueScorer if model.scores_by_product else AttendingScorer)(model, catalogue)
 
 
 def evaluate(
-    model: MMSRModel,
+    model: Recommender,
     domain: Domain,
     source: ItemSource,
     splits: Sequence[Split],

@@ -23,7 +23,7 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import UserSample, pad_rows
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.figures.canvas import COLOURS, MARKERS, canvas, headline, require_drawing
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,12 @@ class Cloud:
 
 @torch.inference_mode()
 def item_cloud(
-    title: str, model: MMSRModel, preprocessor: Preprocessor, domain: Domain, num_items: int = NUM_ITEMS, seed: int = 0
+    title: str,
+    model: Recommender,
+    preprocessor: Preprocessor,
+    domain: Domain,
+    num_items: int = NUM_ITEMS,
+    seed: int = 0,
 ) -> Cloud:
     """Item vectors as they are scored, with how often each item occurs in training.
 
@@ -68,7 +73,12 @@ def item_cloud(
 
 @torch.inference_mode()
 def user_cloud(
-    title: str, model: MMSRModel, preprocessor: Preprocessor, domain: Domain, num_users: int = NUM_USERS, seed: int = 0
+    title: str,
+    model: Recommender,
+    preprocessor: Preprocessor,
+    domain: Domain,
+    num_users: int = NUM_USERS,
+    seed: int = 0,
 ) -> Cloud:
     """What a model makes of users: its output at each position of their newest items, held-out ones included.
 
@@ -94,7 +104,7 @@ def user_cloud(
     return Cloud(title, vectors.float().cpu().numpy(), mask.nonzero()[:, 0].cpu().numpy())
 
 
-def _encode(model: MMSRModel, preprocessor: Preprocessor, domain: Domain, rows: np.ndarray) -> Tensor:
+def _encode(model: Recommender, preprocessor: Preprocessor, domain: Domain, rows: np.ndarray) -> Tensor:
     device = processes().device
     batches = iter_item_batches(domain, preprocessor, rows, _BATCH)
     return torch.cat([model.encode_items(batch.to(device)) for batch in batches])

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from mmsr_pt.batch import ImageSpec, ItemInputs
@@ -24,7 +23,7 @@ from mmsr_pt.models.layer_groups import LayerGroup
 from mmsr_pt.models.sequence import SequenceEncoder, sequence_encoders
 
 
-class MMSRModel(nn.Module, ModelHubMixin):
+class Recommender(nn.Module):
     """Scores items behind histories: score = `score_scale` * <user vector, item vector>.
 
     Of a model that does not score by products (`scores_by_product`, CARCA), `score` and `score_pairs` take whole
@@ -46,7 +45,7 @@ class MMSRModel(nn.Module, ModelHubMixin):
         vocab_size: int | None = None,
         num_items: int | None = None,
         trained: TrainedTowers = NO_TOWERS,
-    ) -> MMSRModel:
+    ) -> Recommender:
         """A fresh model on the CPU in float32, its pretrained towers loaded.
 
         Args:
@@ -148,65 +147,37 @@ class MMSRModel(nn.Module, ModelHubMixin):
         halves = vectors.float().unflatten(-1, (-1, self.config.width))
         return F.normalize(halves, dim=-1).flatten(-2).to(vectors.dtype)
 
-    def save_pretrained(  # type: ignore[override]
+    def save(
         self,
-        save_directory: Path | str,
+        directory: Path,
         *,
         state_dict: Mapping[str, Tensor] | None = None,
         trained_on: Sequence[Mapping[str, str]] | None = None,
-        config: None = None,
-        model_card_kwargs: None = None,
     ) -> None:
         """Writes config.json and model.safetensors; preprocessing files are written beside them by their owner.
 
         Args:
-            save_directory: made if it is not there.
+            directory: made if it is not there.
             state_dict: the weights, where they are not in this module (ZeRO-3).
             trained_on: name and fingerprint of each domain; none given: those it was loaded with.
-            config: only there because `push_to_hub` passes it on: the model writes its own.
-            model_card_kwargs: likewise.
         """
-        assert config is None, "the model writes its own config.json"
-        assert model_card_kwargs is None, "the card is written beside the model, not by it"
         described = {
             "model": dataclasses.asdict(self.config),
             "item_encoder": self.item_encoder.config(),
             "trained_on": [dict(domain) for domain in (self.trained_on if trained_on is None else trained_on)],
         }
-        bundle.write(Path(save_directory), described, self.state_dict() if state_dict is None else state_dict)
+        bundle.write(directory, described, self.state_dict() if state_dict is None else state_dict)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        directory_or_id: Path | str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | str | None = None,
-        local_files_only: bool = False,
-    ) -> MMSRModel:
+    def load(cls, directory: Path) -> Recommender:
         """The model of a bundle, on the CPU in float32 and in evaluation mode; its towers need no file of their own.
 
         Args:
-            directory_or_id: a bundle's directory, else a hub id; the other arguments are for the hub.
-            revision: branch, tag or commit.
-            token: the hub's; none given: the one of `hf auth login` or HF_TOKEN.
-            cache_dir: where downloads are kept.
-            local_files_only: look into the cache only.
+            directory: of the bundle.
 
         Raises:
             UserError: no bundle, one of another format, or weights of another model.
         """
-        directory = Path(directory_or_id)
-        if not directory.is_dir() and isinstance(directory_or_id, str):
-            downloaded = snapshot_download(
-                directory_or_id,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-            directory = Path(downloaded)
         saved = bundle.read_config(directory)
         config = from_dict(ModelConfig, saved["model"], str(directory / bundle.CONFIG_FILE))
         item_encoder = items_from_config(config, saved["item_encoder"])

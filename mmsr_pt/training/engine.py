@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmsr_pt.batch import UserBatch
 from mmsr_pt.log import UserError
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.distributed import fetched, summed
 from mmsr_pt.training.ds_config import offloads_optimizer, zero_stage
 from mmsr_pt.training.launch import DistInfo
@@ -101,7 +101,7 @@ class Engine:
         self._use_checked_reader()
 
     @property
-    def model(self) -> MMSRModel:
+    def model(self) -> Recommender:
         """The model in training: in `dtype`, and at stage 3 split over the ranks (its modules gather themselves)."""
         return self.task.model
 

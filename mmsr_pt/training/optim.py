@@ -13,7 +13,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import OptimConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import LayerGroup
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 
 # embeddings that say where a token stands, of which kind it is or that it is hidden; looked for among the parts of a
 # parameter's name
@@ -30,7 +30,7 @@ class ParamGroup(TypedDict):
     weight_decay: float
 
 
-def param_groups(model: MMSRModel, config: OptimConfig) -> list[ParamGroup]:
+def param_groups(model: Recommender, config: OptimConfig) -> list[ParamGroup]:
     """The trained parameters, each in one group; groups that would be empty are left out.
 
     DeepSpeed drops empty groups, and once mixed up the learning rates of those behind a group without trained
@@ -65,7 +65,7 @@ def _group_of(layer_group: LayerGroup, name: str, parameter: nn.Parameter) -> st
     return "rest_no_decay" if is_undecayed else "rest"
 
 
-def group_table(model: MMSRModel, config: OptimConfig) -> Table:
+def group_table(model: Recommender, config: OptimConfig) -> Table:
     """Tensors, parameters, rate and decay of each layer group; call it before ZeRO-3 takes the weights apart."""
     settings = {id(p): group for group in param_groups(model, config) for p in group["params"]}
     table = Table(title="layer groups", title_justify="left", box=box.SIMPLE_HEAD)
@@ -87,7 +87,7 @@ def group_table(model: MMSRModel, config: OptimConfig) -> Table:
     return table
 
 
-def check_gradients(model: MMSRModel) -> None:
+def check_gradients(model: Recommender) -> None:
     """Sends two made-up items through a model on the CPU: exactly what is to train must get a gradient.
 
     DeepSpeed would wait for a gradient that never comes, or step with none, and say nothing.

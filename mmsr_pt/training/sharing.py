@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mmsr_pt.batch import SharedItems, UserBatch
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.distributed import barrier, gathered, largest, rank, sum_over_ranks, world_size
 from mmsr_pt.training.negatives import gather_vectors
 
@@ -99,7 +99,7 @@ def owners(ids: np.ndarray, ranks: np.ndarray, num_ranks: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def sharing_report(model: MMSRModel, batch: UserBatch, device: torch.device) -> str:
+def sharing_report(model: Recommender, batch: UserBatch, device: torch.device) -> str:
     """What sharing costs and saves in one micro-batch, measured here and now. Collective: call on every rank.
 
     Args:

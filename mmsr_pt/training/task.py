@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.attended import attended_softmax_loss
 from mmsr_pt.training.losses import bce_loss, inclusion_probability, softmax_loss
 from mmsr_pt.training.negatives import gather_vectors, interactions_by_domain, own_columns
@@ -21,7 +21,7 @@ class NextItemTask(nn.Module):
     Where the batch hides items, these are predicted instead, from both sides (BERT4Rec's Cloze task).
     """
 
-    def __init__(self, model: MMSRModel, loss: Literal["softmax", "bce"], num_domains: int) -> None:
+    def __init__(self, model: Recommender, loss: Literal["softmax", "bce"], num_domains: int) -> None:
         super().__init__()
         self.model = model
         self.loss = loss

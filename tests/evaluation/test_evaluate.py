@@ -26,7 +26,7 @@ from mmsr_pt.evaluation.evaluate import (
 from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.ranking import rank_targets, target_ranks
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_USERS, NUM_ITEMS, BATCH_SIZE = 23, 31, 4
@@ -154,7 +154,7 @@ def test_scores_by_attention_are_the_same_in_blocks_of_any_size(monkeypatch, blo
     config = ModelConfig(
         item="both", sequence="carca", width=8, max_history=5, sequence_heads=2, fusion_heads=1, vision="none"
     )
-    model = MMSRModel.build(config, vocab_size=9, num_items=NUM_ITEMS).eval()
+    model = Recommender.build(config, vocab_size=9, num_items=NUM_ITEMS).eval()
     domain, catalogue = random_domain(NUM_USERS, NUM_ITEMS), torch.randn(NUM_ITEMS, 16)
     cases = questions(domain, "test", 5)
     asked = cases.of(range(NUM_USERS))

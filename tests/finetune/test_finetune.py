@@ -9,7 +9,7 @@ import torch
 from finetune.run import main
 from mmsr_pt.cli import main as evaluate
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.conftest import build_drawn
 from tests.pretrain.launching import (
     FINETUNE,
@@ -83,7 +83,7 @@ def test_a_source_is_taken_up_trained_on_and_judged_before_its_first_step(
     assert {line["users"] for line in validated} == {SOME}
     assert {line["users"] for line in metrics(run, "eval", split="test", slice="all")} == {target.num_users}
     assert json.loads((run / "config.json").read_text())["transfer"]["init"] == str(source)
-    names = [domain["name"] for domain in MMSRModel.from_pretrained(run / "model").trained_on]
+    names = [domain["name"] for domain in Recommender.load(run / "model").trained_on]
     assert names == ["small_domain", "second", "target"]
     title = "# MMSR, trained on target, started from a model of small_domain, second"
     assert title in (run / "model" / "README.md").read_text().splitlines()
@@ -131,7 +131,7 @@ def test_scratch_and_transfer_meet_the_same_users(tmp_path: Path, domains: list[
     for name, init in (("scratch", "none"), ("transfer", source)):
         flags = small_run(tmp_path, domains[2], "--max_users", SOME, "--steps", 2, "--init", init, name=name)
         finish(*flags, script=FINETUNE)
-    scratch, transfer = (MMSRModel.from_pretrained(tmp_path / name / "model") for name in ("scratch", "transfer"))
+    scratch, transfer = (Recommender.load(tmp_path / name / "model") for name in ("scratch", "transfer"))
     assert [domain["name"] for domain in scratch.trained_on] == ["target"]
     weights = [model.sequence_encoder.state_dict() for model in (scratch, transfer)]
     assert not any(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] if weights[0][name].ndim > 1)

@@ -9,7 +9,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import Codebook, CodeItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from tests.models.towers.small import VOCAB, hf_tower
@@ -42,10 +42,10 @@ def error(codebook: Codebook, vectors: torch.Tensor) -> float:
     return ((restored + codebook.mean - vectors).square().sum() / centred.square().sum()).item()
 
 
-def make_model(seed: int = 0) -> MMSRModel:
+def make_model(seed: int = 0) -> Recommender:
     torch.manual_seed(seed)
     encoder = CodeItemEncoder(tuned(hf_tower("bert"), "frozen", WIDTH), CODES, VALUES, WIDTH)
-    model = MMSRModel(CONFIG, encoder, sequence_encoders["sasrec"].from_config(CONFIG)).eval()
+    model = Recommender(CONFIG, encoder, sequence_encoders["sasrec"].from_config(CONFIG)).eval()
     encoder.codebook.fit(encoder.title_vectors(titles(40)), torch.Generator().manual_seed(0))
     return model
 
@@ -118,8 +118,8 @@ def test_an_item_is_the_mean_of_its_codes_vectors() -> None:
 
 def test_the_bundle_keeps_the_codebook_and_codes_new_items_alike(tmp_path) -> None:
     model = make_model()
-    model.save_pretrained(tmp_path)
-    again, new = MMSRModel.from_pretrained(tmp_path), titles(30, seed=5)
+    model.save(tmp_path)
+    again, new = Recommender.load(tmp_path), titles(30, seed=5)
     for name, tensor in model.item_encoder.codebook.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(again.item_encoder.codebook.state_dict()[name], tensor)  # type: ignore[union-attr]
     codes = again.item_encoder.item_codes(new)  # type: ignore[operator]

@@ -15,7 +15,7 @@ from mmsr_pt.config import READ_BOTH, ModelConfig
 from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.items import BothItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from mmsr_pt.training.optim import check_gradients
@@ -28,31 +28,31 @@ LENGTHS = torch.tensor([6, 2, 4])
 POLICIES = ("top:1", "full", "frozen", "side", "lora:2")
 
 
-def two_towers(**changes) -> MMSRModel:
+def two_towers(**changes) -> Recommender:
     return with_towers(hf_tower("bert"), hf_vision_tower("vit"), **changes)
 
 
-def with_ids(**changes) -> MMSRModel:
+def with_ids(**changes) -> Recommender:
     """FDSA or CARCA++ over two towers."""
     config = dataclasses.replace(SMALL, item="both", **changes)
     content = two_towers(fusion=config.fusion_name, tune=config.tune).item_encoder
     encoder = sequence_encoders[config.sequence].from_config(config)
-    return MMSRModel(config, BothItemEncoder(40, config.width, content), encoder).train()
+    return Recommender(config, BothItemEncoder(40, config.width, content), encoder).train()
 
 
-def with_codes(**changes) -> MMSRModel:
+def with_codes(**changes) -> Recommender:
     """VQRec: 4 codes of 6 values."""
     config = dataclasses.replace(SMALL, item="codes", text="hf:bert", num_codes=4, code_values=6, **changes)
     encoder = CodeItemEncoder(tuned(hf_tower("bert"), "frozen", 16), 4, 6, 16)
     encoder.codebook.fit(torch.randn(40, 16), torch.Generator().manual_seed(0))
-    return MMSRModel(config, encoder, sequence_encoders[config.sequence].from_config(config)).train()
+    return Recommender(config, encoder, sequence_encoders[config.sequence].from_config(config)).train()
 
 
-ITEMS: dict[str, Callable[..., MMSRModel]] = {
+ITEMS: dict[str, Callable[..., Recommender]] = {
     "titles": lambda **changes: with_towers(hf_tower("roberta"), None, vision="none", **changes),
     "pictures": lambda **changes: with_towers(None, timm_tower("test_efficientnet"), text="none", **changes),
     "regions": lambda **changes: with_towers(hf_tower("electra"), region_tower(), **changes),
-    "ids": lambda **changes: MMSRModel.build(dataclasses.replace(SMALL, item="id", **changes), num_items=40),
+    "ids": lambda **changes: Recommender.build(dataclasses.replace(SMALL, item="id", **changes), num_items=40),
     "both": with_ids,
     "codes": with_codes,
     **{name: lambda name=name, **changes: two_towers(fusion=name, **changes) for name in fusions},
@@ -68,18 +68,18 @@ def published(tmp_path_factory) -> Path:
     return root
 
 
-def make(root: Path, name: str, **changes) -> MMSRModel:
+def make(root: Path, name: str, **changes) -> Recommender:
     torch.manual_seed(0)
     if name in MODELS:
         config = dataclasses.replace(SMALL, **flags_for(name, root / name, root / "eyes"), **changes)
-        model = MMSRModel.build(config, vocab_size=VOCAB, num_items=40)
+        model = Recommender.build(config, vocab_size=VOCAB, num_items=40)
     else:
         model = ITEMS[name](max_history=SMALL.max_history, **changes)
     perturb(model)
     return model
 
 
-def items(model: MMSRModel, padded_to: int = 5) -> ItemInputs:
+def items(model: Recommender, padded_to: int = 5) -> ItemInputs:
     generator = torch.Generator().manual_seed(1)
     spec = model.image_spec
     height, width = (8, 8) if spec is None else (spec.height, spec.width)
@@ -93,7 +93,7 @@ def items(model: MMSRModel, padded_to: int = 5) -> ItemInputs:
     )
 
 
-def check(model: MMSRModel, directory: Path) -> None:
+def check(model: Recommender, directory: Path) -> None:
     """All that a model promises."""
     inputs, encoder = items(model), model.item_encoder
     sequence, mask = torch.arange(18).view(3, 6) % 9, torch.arange(6) < LENGTHS[:, None]
@@ -133,8 +133,8 @@ def check(model: MMSRModel, directory: Path) -> None:
             pairs = model.score_pairs(users, vectors[sequence])
             assert torch.allclose(pairs[mask], scores.gather(2, sequence[..., None])[..., 0][mask], atol=1e-3)
         # a bundle gives the same vectors
-        model.save_pretrained(directory)
-        again = MMSRModel.from_pretrained(directory)
+        model.save(directory)
+        again = Recommender.load(directory)
         assert torch.equal(again.encode_items(inputs), vectors)
         assert torch.equal(again.encode_users(vectors[sequence], mask)[mask], users[mask])
 

@@ -10,7 +10,7 @@ from mmsr_pt.models import item_encoder
 from mmsr_pt.models.attention import SelfAttention
 from mmsr_pt.models.dropout import ModalityDropout, set_dropout
 from mmsr_pt.models.fusion import fusions
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.models.test_recommender import build, items_for, with_towers
 from tests.models.towers.small import HF_CONFIGS, hf_tower, timm_tower
 
@@ -121,8 +121,8 @@ def test_only_what_is_kept_of_an_item_gets_a_gradient(fusion):
 def test_a_model_drops_modalities_at_the_rate_of_its_configuration_and_its_bundle_remembers(dropout, tmp_path):
     model = build("mmsr", modality_dropout=0.3, dropout=dropout)
     assert model.item_encoder.modality_dropout.rate == 0.3, "also where --dropout 0 turns all others off"
-    model.save_pretrained(tmp_path)
-    again = MMSRModel.from_pretrained(tmp_path)
+    model.save(tmp_path)
+    again = Recommender.load(tmp_path)
     assert again.item_encoder.modality_dropout.rate == 0.3
     items = items_for(model)
     plain = build("mmsr", dropout=dropout).eval()

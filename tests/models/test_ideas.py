@@ -13,7 +13,7 @@ from torch import Tensor
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.models.codes import CodeItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from mmsr_pt.training.task import NextItemTask
@@ -39,7 +39,7 @@ class World:
         return ItemInputs(torch.arange(len(self.titles)), self.titles, torch.ones_like(self.titles, dtype=torch.bool))
 
 
-def learnt(model: MMSRModel, world: World, steps: int) -> MMSRModel:
+def learnt(model: Recommender, world: World, steps: int) -> Recommender:
     """The model after so many steps on 64 users each, with the whole catalogue as candidates."""
     task, generator = NextItemTask(model.train(), "softmax", num_domains=1), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
@@ -63,7 +63,7 @@ def learnt(model: MMSRModel, world: World, steps: int) -> MMSRModel:
 
 
 @torch.no_grad()
-def scores(model: MMSRModel, world: World) -> Tensor:
+def scores(model: Recommender, world: World) -> Tensor:
     """[Q, N]: what the questions' histories give every item."""
     vectors = model.encode_items(world.items)
     mask = torch.ones_like(world.histories, dtype=torch.bool)
@@ -82,9 +82,9 @@ def above(found: Tensor, targets: Tensor, is_rival: Tensor) -> float:
     return ((wins * is_rival).sum(dim=1) / is_rival.sum(dim=1)).mean().item()
 
 
-def built(config: ModelConfig, world: World) -> MMSRModel:
+def built(config: ModelConfig, world: World) -> Recommender:
     torch.manual_seed(0)
-    return MMSRModel.build(config, vocab_size=VOCAB, num_items=len(world.titles))
+    return Recommender.build(config, vocab_size=VOCAB, num_items=len(world.titles))
 
 
 @pytest.mark.parametrize("sequence", ["sasrec", "grurec", "nextitnet"])
@@ -181,7 +181,7 @@ def test_codes_share_what_is_learnt_and_hide_what_differs() -> None:
     config = dataclasses.replace(SMALL, item="codes", text="hf:bert", num_codes=4, code_values=8)
     torch.manual_seed(0)
     encoder = CodeItemEncoder(tuned(hf_tower("bert"), "frozen", config.width), 4, 8, config.width)
-    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config))
+    model = Recommender(config, encoder, sequence_encoders["sasrec"].from_config(config))
     encoder.codebook.fit(encoder.title_vectors(world.items), torch.Generator().manual_seed(0))
     found = scores(learnt(model, world, steps=150), world)
     by_ids = above(scores(learnt(built(IDS, world), world, steps=150), world), world.targets, is_rival)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.items import BothItemEncoder, content_of
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.models.test_recommender import MASK, SEQUENCE, build, items_for
 
 WIDTH = 16
@@ -27,10 +27,10 @@ def test_the_learned_vector_comes_first_and_the_content_is_that_of_its_encoder()
 
 def test_codes_of_an_untrained_tower_are_refused() -> None:
     with pytest.raises(UserError, match="--text tiny is none: give --text hf:NAME"):
-        MMSRModel.build(ModelConfig(item="codes"), vocab_size=60)
+        Recommender.build(ModelConfig(item="codes"), vocab_size=60)
 
 
-def fdsa_scores(model: MMSRModel, vectors: torch.Tensor) -> torch.Tensor:
+def fdsa_scores(model: Recommender, vectors: torch.Tensor) -> torch.Tensor:
     return model.score(model.encode_users(vectors[SEQUENCE], MASK), vectors)
 
 
@@ -56,5 +56,5 @@ def test_fdsa_scores_by_the_cosine_with_the_learned_vector_alone() -> None:
 def test_what_does_not_transfer_is_one_table(sequence: str) -> None:
     """All but the item table has a shape that no catalogue decides."""
     small = build(item="both", sequence=sequence).state_dict()
-    large = MMSRModel.build(build(item="both", sequence=sequence).config, vocab_size=60, num_items=90).state_dict()
+    large = Recommender.build(build(item="both", sequence=sequence).config, vocab_size=60, num_items=90).state_dict()
     assert {name for name in small if small[name].shape != large[name].shape} == {"item_encoder.items.weight"}

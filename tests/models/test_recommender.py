@@ -15,7 +15,7 @@ from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.item_encoder import FusedItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.side import tuned
 from tests.models.towers.small import (
@@ -42,14 +42,14 @@ CONFIGS = {
 every_model = pytest.mark.parametrize("name", CONFIGS)
 
 
-def build(name="mmsr", **changes) -> MMSRModel:
+def build(name="mmsr", **changes) -> Recommender:
     torch.manual_seed(0)
-    model = MMSRModel.build(dataclasses.replace(CONFIGS[name], **changes), vocab_size=VOCAB, num_items=40)
+    model = Recommender.build(dataclasses.replace(CONFIGS[name], **changes), vocab_size=VOCAB, num_items=40)
     perturb(model)
     return model
 
 
-def with_towers(text_tower, vision_tower, **changes) -> MMSRModel:
+def with_towers(text_tower, vision_tower, **changes) -> Recommender:
     """A model around given towers, as if they had been loaded by name."""
     config = dataclasses.replace(SMALL, **changes)
     if text_tower is not None:
@@ -59,10 +59,10 @@ def with_towers(text_tower, vision_tower, **changes) -> MMSRModel:
     has_both = text_tower is not None and vision_tower is not None
     fusion = fusions[config.fusion_name].from_config(config) if has_both else None
     items = FusedItemEncoder(text_tower, vision_tower, fusion, config.width)
-    return MMSRModel(config, items, sequence_encoders[config.sequence].from_config(config)).train()
+    return Recommender(config, items, sequence_encoders[config.sequence].from_config(config)).train()
 
 
-def items_for(model: MMSRModel, number=7, padded_to=8) -> ItemInputs:
+def items_for(model: Recommender, number=7, padded_to=8) -> ItemInputs:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, 7, (number, 1), generator=generator)
     spec = model.image_spec
@@ -251,7 +251,7 @@ PAIRS += [(text, "test_vit") for text in HF_CONFIGS if text != "roberta"]
 every_pair = pytest.mark.parametrize(("text", "vision"), [*PAIRS, ("tiny", "tiny")])
 
 
-def of_pair(text, vision, **changes) -> MMSRModel:
+def of_pair(text, vision, **changes) -> Recommender:
     """A model whose configuration names towers that are nowhere to be found."""
     torch.manual_seed(0)
     return with_towers(TEXT[text](), VISION[vision](), text="hf:/gone", vision="timm:gone", **changes)
@@ -285,7 +285,7 @@ def test_a_tower_keeps_its_frozen_blocks_in_evaluation_mode_inside_the_model():
     assert not model.item_encoder.text.backbone.embeddings.dropout.training
 
 
-def outputs(model: MMSRModel) -> list[torch.Tensor]:
+def outputs(model: Recommender) -> list[torch.Tensor]:
     with torch.no_grad():
         vectors = model.encode_items(items_for(model))
         return [vectors, model.encode_users(vectors[SEQUENCE], MASK)]
@@ -294,8 +294,8 @@ def outputs(model: MMSRModel) -> list[torch.Tensor]:
 @every_model
 def test_a_bundle_gives_the_same_outputs(name, tmp_path):
     model = build(name).eval()
-    model.save_pretrained(tmp_path / "bundle", trained_on=[{"name": "a", "fingerprint": "b"}])
-    again = MMSRModel.from_pretrained(tmp_path / "bundle")
+    model.save(tmp_path / "bundle", trained_on=[{"name": "a", "fingerprint": "b"}])
+    again = Recommender.load(tmp_path / "bundle")
     assert not again.training
     assert again.config == model.config
     for found, expected in zip(outputs(again), outputs(model)):
@@ -303,7 +303,7 @@ def test_a_bundle_gives_the_same_outputs(name, tmp_path):
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert config["format_version"] == 1
     assert config["trained_on"] == [{"name": "a", "fingerprint": "b"}]
-    again.save_pretrained(tmp_path / "second")
+    again.save(tmp_path / "second")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "second" / file).read_bytes() == (tmp_path / "bundle" / file).read_bytes()
 
@@ -314,8 +314,8 @@ def test_a_bundle_of_other_towers_needs_none_of_their_files(text, vision, tune, 
     """Non-persistent buffers (position ids, Swin's attention masks) must be right again: outputs are compared."""
     model = of_pair(text, vision, tune=tune).eval()
     perturb(model)
-    model.save_pretrained(tmp_path)
-    again = MMSRModel.from_pretrained(tmp_path)
+    model.save(tmp_path)
+    again = Recommender.load(tmp_path)
     assert again.image_spec == model.image_spec
     for found, expected in zip(outputs(again), outputs(model)):
         assert torch.equal(found, expected)
@@ -328,14 +328,14 @@ def test_weights_named_by_directories_are_loaded_and_travel_in_the_bundle(tmp_pa
     bert = AutoModel.from_config(copy.deepcopy(HF_CONFIGS["bert"]))
     bert.save_pretrained(tmp_path / "bert")
     config = dataclasses.replace(SMALL, text=f"hf:{tmp_path / 'bert'}", vision="none")
-    model = MMSRModel.build(config, vocab_size=VOCAB)
+    model = Recommender.build(config, vocab_size=VOCAB)
     assert torch.equal(
         model.item_encoder.text.backbone.embeddings.word_embeddings.weight, bert.embeddings.word_embeddings.weight
     )
-    model.save_pretrained(tmp_path / "bundle")
+    model.save(tmp_path / "bundle")
     for file in (tmp_path / "bert").iterdir():
         file.unlink()
-    for found, expected in zip(outputs(MMSRModel.from_pretrained(tmp_path / "bundle")), outputs(model.eval())):
+    for found, expected in zip(outputs(Recommender.load(tmp_path / "bundle")), outputs(model.eval())):
         assert torch.equal(found, expected)
 
 
@@ -346,8 +346,8 @@ def test_weights_may_come_from_elsewhere_and_as_views_of_one_buffer(tmp_path):
     flat = torch.cat([value.flatten() for value in state.values()])
     views = torch.split(flat, [value.numel() for value in state.values()])
     state = {name: view.view(value.shape) for view, (name, value) in zip(views, state.items())}
-    model.save_pretrained(tmp_path, state_dict=state)
-    again = MMSRModel.from_pretrained(tmp_path)
+    model.save(tmp_path, state_dict=state)
+    again = Recommender.load(tmp_path)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     for name, value in again.state_dict().items():
         assert torch.equal(value, state[name].float())
@@ -355,7 +355,7 @@ def test_weights_may_come_from_elsewhere_and_as_views_of_one_buffer(tmp_path):
 
 @pytest.fixture
 def bundle(tmp_path):
-    build("text only").save_pretrained(tmp_path)
+    build("text only").save(tmp_path)
     return tmp_path
 
 
@@ -367,7 +367,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_named(bundle):
     weights["stranger"] = torch.zeros(1)
     save_file(weights, file)
     with pytest.raises(UserError, match="another model: 3 tensors do not fit") as error:
-        MMSRModel.from_pretrained(bundle)
+        Recommender.load(bundle)
     assert "sequence_encoder.norm.weight is missing" in str(error.value)
     assert "stranger is unexpected" in str(error.value)
     assert "sequence_encoder.norm.bias has shape [17] instead of [16]" in str(error.value)
@@ -377,7 +377,7 @@ def test_a_truncated_download_is_refused(bundle):
     file = bundle / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match="model.safetensors is damaged"):
-        MMSRModel.from_pretrained(bundle)
+        Recommender.load(bundle)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_truncated_download_is_refused(bundle):
 def test_a_config_that_is_not_ours_is_refused(bundle, content, message):
     (bundle / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        MMSRModel.from_pretrained(bundle)
+        Recommender.load(bundle)
 
 
 def test_an_unknown_setting_in_a_bundle_is_named(bundle):
@@ -400,12 +400,12 @@ def test_an_unknown_setting_in_a_bundle_is_named(bundle):
     config["model"]["widht"] = 3
     (bundle / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"unknown setting 'widht'.*Did you mean 'width'"):
-        MMSRModel.from_pretrained(bundle)
+        Recommender.load(bundle)
 
 
 def test_an_empty_directory_is_no_bundle(tmp_path):
     with pytest.raises(UserError, match="is no model bundle"):
-        MMSRModel.from_pretrained(tmp_path)
+        Recommender.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_an_empty_directory_is_no_bundle(tmp_path):
 )
 def test_an_unknown_part_is_one_sentence(changes, message):
     with pytest.raises(UserError, match=message):
-        MMSRModel.build(dataclasses.replace(SMALL, **changes), vocab_size=VOCAB)
+        Recommender.build(dataclasses.replace(SMALL, **changes), vocab_size=VOCAB)
 
 
 def test_item_vectors_of_an_id_model_are_its_table():
@@ -431,7 +431,7 @@ def test_item_vectors_of_an_id_model_are_its_table():
 
 def test_fresh_projections_are_xavier_normal_without_bias():
     torch.manual_seed(0)
-    model = MMSRModel.build(ModelConfig(width=128), vocab_size=VOCAB)
+    model = Recommender.build(ModelConfig(width=128), vocab_size=VOCAB)
     projection = model.item_encoder.text_projection
     assert projection.weight.std().item() == pytest.approx(math.sqrt(2 / (64 + 128)), rel=0.1)
     assert not projection.bias.any()

@@ -14,7 +14,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.hub import load_model
 from mmsr_pt.log import UserError
 from mmsr_pt.models.codes import CodeItemEncoder
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.conftest import build_drawn
 from tests.data.raw import build_table, write_plain_table
 from tests.pretrain.launching import ds_config, finish, losses, metrics, small_run
@@ -75,7 +75,7 @@ def test_learned_vectors_stay_with_their_domain(tmp_path: Path, small_domain: Do
     config = ModelConfig(item="both", sequence="fdsa", vision="none", width=16, fusion_heads=2)
     model, preprocessor = build_model(config, [small_domain])
     trained_on = [{"name": small_domain.name, "fingerprint": small_domain.fingerprint}]
-    model.save_pretrained(tmp_path / "bundle", trained_on=trained_on)
+    model.save(tmp_path / "bundle", trained_on=trained_on)
     preprocessor.save(tmp_path / "bundle")
     assert load_model(tmp_path / "bundle", small_domain)[0].config == config
     other = build_table(write_plain_table(tmp_path / "raw"), tmp_path / "other")
@@ -89,7 +89,7 @@ def test_a_domain_is_evaluated_and_recommended_from_by_scores_of_attention(
     config = ModelConfig(item="both", sequence="carca", width=16, fusion_heads=2, max_history=5)
     model, preprocessor = build_model(config, [small_domain])
     trained_on = [{"name": small_domain.name, "fingerprint": small_domain.fingerprint}]
-    model.save_pretrained(tmp_path / "bundle", trained_on=trained_on)
+    model.save(tmp_path / "bundle", trained_on=trained_on)
     preprocessor.save(tmp_path / "bundle")
     where = ["--model", str(tmp_path / "bundle"), "--data", str(small_domain.path)]
     cli.main(["evaluate", *where, "--no_baselines", "--out", str(tmp_path / "figures.json")])
@@ -134,7 +134,7 @@ def test_a_codebook_is_fitted_on_the_titles_and_goes_by_the_seed(tmp_path: Path,
 def test_codes_go_to_another_domain(tmp_path: Path, small_domain: Domain) -> None:
     run = [*small_run(tmp_path, small_domain), *parts("vqrec", tmp_path, small_domain), "--steps", 4]
     finish(*run)
-    model = MMSRModel.from_pretrained(tmp_path / "run" / "model")
+    model = Recommender.load(tmp_path / "run" / "model")
     assert isinstance(model.item_encoder, CodeItemEncoder)
     other = build_drawn(tmp_path / "other", "target", num_users=40, items_per_cell=1, num_shards=1)
     where = ["--model", str(tmp_path / "run"), "--data", str(other.path)]

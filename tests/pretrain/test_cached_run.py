@@ -11,7 +11,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.data.raw import build_table, write_plain_table
 from tests.pretrain.launching import ds_config, finish, launch, losses, metrics
 
@@ -86,7 +86,7 @@ def test_side_networks_learn_the_same_at_stage_3_as_from_the_cache_at_stage_2(
     ended = finish(*cached, "--run_dir", tmp_path / "cached")
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     assert "text.side" in ended.out
-    plain, end = (MMSRModel.from_pretrained(tmp_path / name / "model") for name in ("plain", "cached"))
+    plain, end = (Recommender.load(tmp_path / name / "model") for name in ("plain", "cached"))
     trained = [parameter for parameter, value in end.named_parameters() if value.requires_grad]
     assert {".".join(name.split(".")[:3]) for name in trained} >= {"item_encoder.text.side", "item_encoder.vision.side"}
     assert not any(".tower." in name for name in trained)
@@ -116,7 +116,7 @@ def test_regions_of_a_file_are_detected_once_and_trained_from(tmp_path: Path) ->
     assert len(losses(tmp_path / "run")) == 2
     (directory,) = (small.path / "cache").iterdir()
     assert (directory / "vision.bin").stat().st_size == small.num_items * 49 * 1024 * 4
-    again = MMSRModel.from_pretrained(tmp_path / "run" / "model")
+    again = Recommender.load(tmp_path / "run" / "model")
     assert again.item_encoder.vision.config()["num_classes"] == 7
     own = again.item_encoder.vision.detector.state_dict()
     assert all(torch.equal(own[name], value) for name, value in model.state_dict().items() if name in own)

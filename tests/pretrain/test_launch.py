@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.metrics import METRICS
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.conftest import build_drawn, real_data, real_weights
 from tests.pretrain.launching import (
     ROOT,
@@ -159,7 +159,7 @@ def test_nothing_is_said_that_the_user_can_do_nothing_about(two_ranks: tuple[Pat
 
 def test_the_bundle_loads_and_differs_from_its_start(two_ranks: tuple[Path, Ended]) -> None:
     run_dir, _ = two_ranks
-    model = MMSRModel.from_pretrained(run_dir / "model")
+    model = Recommender.load(run_dir / "model")
     saved = load_file(run_dir / "model" / "model.safetensors")
     assert saved.keys() == model.state_dict().keys()
     assert all(tensor.isfinite().all() for tensor in saved.values())

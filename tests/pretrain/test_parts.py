@@ -12,7 +12,7 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.models.fusion import fusions
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from tests.conftest import real_weights
 from tests.models.towers.small import relative_error
@@ -61,7 +61,7 @@ def test_a_vlp_trains_saves_and_comes_back_at_zero_2_and_3(tmp_path: Path, small
         config = ds_config(tmp_path / f"{stage}.json", stage=stage, micro_batch=8)
         run = tmp_path / f"run{stage}"
         finish("--ds_config", config, "--run_dir", run, *flags, num_ranks=2)
-        learnt.append(MMSRModel.from_pretrained(run / "model"))
+        learnt.append(Recommender.load(run / "model"))
         assert (run / "checkpoints" / "latest").exists()
     assert losses(tmp_path / "run3") == pytest.approx(losses(tmp_path / "run2"), rel=1e-4)
     fresh, _ = build_model(learnt[0].config, [small_domain])
@@ -91,19 +91,19 @@ def test_dropped_modalities_train_where_weights_are_split_and_what_is_evaluated_
     some, none = losses(tmp_path / "some"), losses(tmp_path / "none")
     assert all(math.isfinite(loss) for loss in some)
     assert some[0] != none[0], "--dropout 0 turns off every other dropout, not this one"
-    model = MMSRModel.from_pretrained(tmp_path / "some" / "model")
+    model = Recommender.load(tmp_path / "some" / "model")
     assert model.config.modality_dropout == 0.5
     (batch,) = item_source(small_domain, Preprocessor.load(tmp_path / "some" / "model"))(range(12), 12)
     with torch.no_grad():
         assert torch.equal(model.encode_items(batch), model.encode_items(batch))
 
 
-def ours(model: MMSRModel) -> list[str]:
+def ours(model: Recommender) -> list[str]:
     """Parameters that start from random weights, which no file holds."""
     return [name for group in model.layer_groups() if group.kind == "rest" for name in group.parameters]
 
 
-def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object, stage: int = 3) -> MMSRModel:
+def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object, stage: int = 3) -> Recommender:
     """Four steps in one process without ZeRO and on two ranks at a stage of it; returns what the latter learnt."""
     flags = ["--data", domain.path, *SMALL, *parts, "--steps", 4, "--dropout", 0]
     one = ds_config(tmp_path / "one.json", stage=0, micro_batch=16)
@@ -113,7 +113,7 @@ def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object, st
     expected = losses(tmp_path / "one")
     assert len(expected) == 4
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
-    alone, together = (MMSRModel.from_pretrained(tmp_path / run / "model") for run in ("one", "two"))
+    alone, together = (Recommender.load(tmp_path / run / "model") for run in ("one", "two"))
     for name, tensor in alone.state_dict().items():
         assert torch.allclose(together.state_dict()[name], tensor, rtol=1e-2, atol=1e-4), name
     return together

@@ -44,7 +44,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             domain = Domain.load(config.data.data[0])
             model, preprocessor = build_model(config.model, [domain])
             trained_on = [{"name": domain.name, "fingerprint": domain.fingerprint}]
-            model.save_pretrained(run_dir / "model", trained_on=trained_on)
+            model.save(run_dir / "model", trained_on=trained_on)
             preprocessor.save(run_dir / "model")
 
     monkeypatch.setattr(study_module, "finish_run", run)

@@ -12,7 +12,7 @@ from mmsr_pt.batch import UserBatch
 from mmsr_pt.config import DataConfig, ModelConfig, PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder, pool_generator
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.losses import inclusion_probability
@@ -40,7 +40,7 @@ def filled(domains: list[Domain], order: StreamOrder, size: int, table: Tensor) 
     return bank
 
 
-def full_softmax(model: MMSRModel, batch: UserBatch, table: Tensor, num_items: int) -> float:
+def full_softmax(model: Recommender, batch: UserBatch, table: Tensor, num_items: int) -> float:
     """Cross-entropy over the user's domain without the user's other items, position by position, in float64."""
     total = 0.0
     for row, mask in zip(batch.sequence, batch.mask):
@@ -64,7 +64,7 @@ def test_with_the_whole_catalogue_fresh_in_the_bank_it_is_the_full_softmax(
     order = build_order(config, domains, BATCH, 1)
     num_items = small_domain.num_items
     torch.manual_seed(0)
-    model = MMSRModel.build(config.model, num_items=num_domains * num_items)
+    model = Recommender.build(config.model, num_items=num_domains * num_items)
     table = torch.nn.functional.normalize(model.item_encoder.items.weight.detach(), dim=1)  # type: ignore[union-attr]
     bank = filled(domains, order, 10 * num_items, table)
     batch = bank.extended(next(batches_of(config, domains, order)), step=0)

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmsr_pt.config import READ_BOTH, ModelConfig, OptimConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.training.optim import check_gradients, group_table, learning_rate_factor, param_groups
 from tests.models.test_recommender import CONFIGS, build, with_towers
@@ -55,7 +55,7 @@ def test_a_parameter_that_no_layer_group_names_is_our_mistake() -> None:
 
 
 def test_a_recommender_decays_its_weights_but_not_norms_biases_types_and_positions() -> None:
-    groups = names_by_group(MMSRModel.build(ModelConfig(width=8), vocab_size=20), OptimConfig())
+    groups = names_by_group(Recommender.build(ModelConfig(width=8), vocab_size=20), OptimConfig())
     assert list(groups) == ["rest", "rest_no_decay"]  # tiny towers learn like the rest
     for name in groups["rest_no_decay"]:
         assert name.endswith((".bias", "_bias")) or "norm" in name or "positions" in name or "types" in name, name

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.config import ModelConfig
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.sharing import owners, share_items, sharing_report
 from mmsr_pt.training.task import NextItemTask
 
@@ -30,11 +30,11 @@ NOTHING_OF_ITS_OWN = [{"sequences": [[3, 5, 1]], "pool": []}, {"sequences": [[5,
 NOTHING_LEFT = [{"sequences": [[3, 5]], "pool": []}, {"sequences": [[5]], "pool": []}]
 
 
-def model() -> MMSRModel:
+def model() -> Recommender:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"width": 16, "max_history": LENGTH - 1, "title_tokens": 3, "fusion_heads": 2}
     config = ModelConfig(text="tiny", vision="none", dropout=0.0, **sizes)
-    return MMSRModel.build(config, vocab_size=40)
+    return Recommender.build(config, vocab_size=40)
 
 
 def batch_of(sequences: list[list[int]], pool: list[int]) -> UserBatch:

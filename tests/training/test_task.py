@@ -7,7 +7,7 @@ import torch
 
 from mmsr_pt.batch import ItemInputs, UserBatch
 from mmsr_pt.config import ModelConfig
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.task import NextItemTask
 from tests.training.watch import Watch
 
@@ -16,10 +16,10 @@ SEQUENCES = [[3, 7, 3, 9], [0, 4], [11, 10, 9]]
 LENGTH = 4
 
 
-def id_model() -> MMSRModel:
+def id_model() -> Recommender:
     torch.manual_seed(0)
     config = ModelConfig(item="id", width=8, max_history=LENGTH - 1, dropout=0.0, fusion_heads=2, score="dot")
-    return MMSRModel.build(config, num_items=NUM_ITEMS)
+    return Recommender.build(config, num_items=NUM_ITEMS)
 
 
 def batch_of(sequences: list[list[int]], pool: list[int]) -> UserBatch:
@@ -40,7 +40,7 @@ def batch_of(sequences: list[list[int]], pool: list[int]) -> UserBatch:
     )
 
 
-def by_hand(model: MMSRModel, candidates: dict[int, float]) -> float:
+def by_hand(model: Recommender, candidates: dict[int, float]) -> float:
     """The loss position by position, from each candidate's chance to be one."""
     table = model.item_encoder.items.weight.detach()  # type: ignore[union-attr]
     total = 0.0
@@ -74,7 +74,7 @@ def test_hidden_items_by_hand() -> None:
     """A history's hidden items are what is asked for, each by the vector where it stands, among unseen negatives."""
     torch.manual_seed(0)
     config = ModelConfig(item="id", width=8, max_history=LENGTH - 1, fusion_heads=2, score="dot", sequence="bert4rec")
-    model = MMSRModel.build(config, num_items=NUM_ITEMS).eval()
+    model = Recommender.build(config, num_items=NUM_ITEMS).eval()
     batch = batch_of(SEQUENCES, pool=[1, 5])
     hidden = torch.tensor([[True, False, True], [True, False, False], [False, True, False]])
     batch = dataclasses.replace(batch, hidden=hidden, positions=None)
@@ -97,13 +97,13 @@ def test_hidden_items_by_hand() -> None:
     assert count.item() == 4
 
 
-def attending_model() -> MMSRModel:
+def attending_model() -> Recommender:
     """CARCA over learned vectors and titles."""
     torch.manual_seed(0)
     config = ModelConfig(
         item="both", sequence="carca", vision="none", width=8, max_history=LENGTH - 1, dropout=0.0, fusion_heads=2
     )
-    return MMSRModel.build(config, vocab_size=30, num_items=NUM_ITEMS)
+    return Recommender.build(config, vocab_size=30, num_items=NUM_ITEMS)
 
 
 def with_titles(batch: UserBatch) -> UserBatch:

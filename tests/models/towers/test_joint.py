@@ -11,7 +11,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig, OptimConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.item_encoder import DeepItemEncoder, item_encoder_from_config
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.tower import Activations
 from mmsr_pt.models.towers.vision import vision_tower_from_config
@@ -46,10 +46,10 @@ def published(tmp_path_factory):
     return root
 
 
-def build(root, kind, **changes) -> MMSRModel:
+def build(root, kind, **changes) -> Recommender:
     torch.manual_seed(0)
     config = dataclasses.replace(SMALL, **{**flags_for(kind, root / kind, root / "eyes"), **changes})
-    return MMSRModel.build(config, vocab_size=VOCAB)
+    return Recommender.build(config, vocab_size=VOCAB)
 
 
 def items(lengths=(7, 3, 1), padded_to=7) -> ItemInputs:
@@ -246,11 +246,11 @@ def test_both_modalities_count(published, kind):
 @every_vlp
 def test_a_bundle_gives_the_same_vectors_without_the_original_files(published, tmp_path, kind, policy):
     model = build(published, kind, **POLICIES[policy]).eval()
-    model.save_pretrained(tmp_path)
+    model.save(tmp_path)
     text = (tmp_path / "config.json").read_text()
     config = dataclasses.replace(model.config, vlp="hf:/gone", text="hf:/gone", vision="hf:/gone")
     (tmp_path / "config.json").write_text(text.replace(model.config.vlp, config.vlp))
-    again = MMSRModel.from_pretrained(tmp_path)
+    again = Recommender.load(tmp_path)
     assert torch.equal(again.encode_items(items()), model.encode_items(items()))
     assert again.item_encoder.config() == model.item_encoder.config()
     assert {g.name: g.trained for g in again.layer_groups()} == {g.name: g.trained for g in model.layer_groups()}
@@ -301,7 +301,7 @@ def test_a_visualbert_reads_the_regions_of_a_detector(published):
     described = {**joint.config(), "config": {**joint.config()["config"], "visual_embedding_dim": eyes.out_dim}}
     config = dataclasses.replace(SMALL, vlp=f"hf:{published / 'bert'}", vision="region")
     encoder = item_encoder_from_config(config, {"joint": described, "vision": eyes.config()})
-    model = MMSRModel(config, encoder, sequence_encoders["sasrec"].from_config(config))
+    model = Recommender(config, encoder, sequence_encoders["sasrec"].from_config(config))
     check_gradients(model)
     assert encoder.joint.entry.projection.in_features == eyes.out_dim
     assert encoder.vision.trained_groups == frozenset()
@@ -329,10 +329,10 @@ def test_what_does_not_go_together_is_said(published, kind, changes, sentence):
 
 def test_a_visualbert_without_eyes_asks_for_them(published):
     with pytest.raises(UserError, match="VisualBERT has no eyes of its own: give --vision"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{published / 'visualbert'}"), vocab_size=VOCAB)
+        Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{published / 'visualbert'}"), vocab_size=VOCAB)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows(published):
     config = dataclasses.replace(SMALL, vlp=f"hf:{published / 'vilt'}")
     with pytest.raises(UserError, match=f"knows {VOCAB} tokens, its tokenizer has {VOCAB + 1}"):
-        MMSRModel.build(config, vocab_size=VOCAB + 1)
+        Recommender.build(config, vocab_size=VOCAB + 1)

@@ -7,7 +7,7 @@ from torch import nn
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.layer_groups import LayerGroup
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.towers.side import tuned
 from tests.models.towers.small import HF_CONFIGS, NEVER_TRAINS, STEMS, TEXT, VISION, inputs_for, make
 
@@ -95,7 +95,7 @@ def test_a_bundle_holds_the_updates(tmp_path):
 
     AutoModel.from_config(HF_CONFIGS["bert"]).save_pretrained(directory)
     config = ModelConfig(text=f"hf:{directory}", vision="none", tune="lora:2", width=8, fusion_heads=2, title_tokens=8)
-    model = MMSRModel.build(config, vocab_size=60)
+    model = Recommender.build(config, vocab_size=60)
     groups: list[LayerGroup] = model.layer_groups()
     kinds = {group.name.rpartition(".")[2]: group.kind for group in groups if group.name.startswith("text.block.")}
     assert kinds == {"0": "text", "1": "text", "2": "text", "lora": "rest"}
@@ -103,8 +103,8 @@ def test_a_bundle_holds_the_updates(tmp_path):
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_()
-    model.save_pretrained(tmp_path / "bundle")
-    again = MMSRModel.from_pretrained(tmp_path / "bundle")
+    model.save(tmp_path / "bundle")
+    again = Recommender.load(tmp_path / "bundle")
     assert again.state_dict().keys() == model.state_dict().keys()
     assert any(".lora_A." in name for name in again.state_dict())
     for name, tensor in model.state_dict().items():

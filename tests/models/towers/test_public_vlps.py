@@ -22,7 +22,7 @@ from transformers import (
 
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.optim import check_gradients
 from tests.models.towers.small import relative_error
 from tests.models.towers.vlps import publish_eyes, write_old
@@ -223,7 +223,7 @@ def test_it_loads_with_every_weight_and_trains(tmp_path, kind):
     if kind == "visualbert":
         publish_eyes(tmp_path / "eyes", width=D)
         more = {"vision": f"hf:{tmp_path / 'eyes'}"}
-    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", **more), vocab_size=VOCAB)
+    model = Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", **more), vocab_size=VOCAB)
     name, tower, inside = TRACED[kind]
     found = getattr(model.item_encoder, tower).backbone.get_parameter(inside)
     assert relative_error(found, weights[name]) == 0
@@ -238,4 +238,4 @@ def test_a_file_that_lacks_a_weight_is_refused(tmp_path, kind):
     publish_eyes(tmp_path / "eyes", width=D)
     more = {"vision": f"hf:{tmp_path / 'eyes'}"} if kind == "visualbert" else {}
     with pytest.raises(UserError, match="lacks 1 weights of"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", **more), vocab_size=VOCAB)
+        Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", **more), vocab_size=VOCAB)

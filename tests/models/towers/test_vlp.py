@@ -10,7 +10,7 @@ from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.log import UserError
 from mmsr_pt.models.fusion import ConcatFusion, masked_mean
-from mmsr_pt.models.recommender import MMSRModel
+from mmsr_pt.models.recommender import Recommender
 from tests.models.towers.vlps import DEEP, MODELS, VOCAB, publish
 
 SMALL = ModelConfig(width=16, fusion_heads=2, title_tokens=8, max_history=5)
@@ -20,7 +20,7 @@ KINDS = sorted(MODELS.keys() - set(DEEP))
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_sides_of_the_checkpoint_are_pooled_and_joined(tmp_path, kind):
     own = publish(kind, tmp_path)
-    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=VOCAB).eval()
+    model = Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}"), vocab_size=VOCAB).eval()
     encoder = model.item_encoder
     assert isinstance(encoder.fusion, ConcatFusion)
     spec = model.image_spec
@@ -42,13 +42,13 @@ def test_both_sides_of_the_checkpoint_are_pooled_and_joined(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, kind):
     publish(kind, tmp_path / "vlp")
-    model = MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", tune="top:1"), vocab_size=VOCAB)
+    model = Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path / 'vlp'}", tune="top:1"), vocab_size=VOCAB)
     trained = {group.name for group in model.layer_groups() if group.trained}
     last = 2 if kind == "groupvit" else 5  # whose blocks are its stages
     assert {"text.block.5", f"vision.block.{last}", "fusion"} <= trained
     assert not trained & {"text.block.4", f"vision.block.{last - 1}", "text.embeddings", "vision.stem"}
-    model.save_pretrained(tmp_path / "bundle")
-    again = MMSRModel.from_pretrained(tmp_path / "bundle")
+    model.save(tmp_path / "bundle")
+    again = Recommender.load(tmp_path / "bundle")
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
@@ -56,7 +56,7 @@ def test_the_last_blocks_of_both_sides_train_and_a_bundle_holds_all(tmp_path, ki
 def test_pictures_of_another_tower_are_one_too_many(tmp_path):
     publish("clip", tmp_path)
     with pytest.raises(UserError, match="reads pictures itself: leave --vision timm:resnet50 out"):
-        MMSRModel.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}", vision="timm:resnet50"), vocab_size=VOCAB)
+        Recommender.build(dataclasses.replace(SMALL, vlp=f"hf:{tmp_path}", vision="timm:resnet50"), vocab_size=VOCAB)
 
 
 def test_another_fusion_may_join_them():
@@ -82,4 +82,4 @@ def test_the_sides_of_a_deep_one_make_no_towers(tmp_path, flag):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     AutoModel.from_config(ViltConfig(**sizes, vocab_size=20, image_size=32, patch_size=8)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="vilt is a model of titles and pictures in one: name it with --vlp"):
-        MMSRModel.build(dataclasses.replace(SMALL, **{flag: f"hf:{tmp_path}"}), vocab_size=20)
+        Recommender.build(dataclasses.replace(SMALL, **{flag: f"hf:{tmp_path}"}), vocab_size=20)

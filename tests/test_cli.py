@@ -9,6 +9,8 @@ import torch
 
 from mmsr_pt import cli
 from mmsr_pt.assembly import build_model
+from mmsr_pt.cli import common
+from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
@@ -24,16 +26,16 @@ NUM_ITEMS = 31
 @pytest.fixture
 def domain(monkeypatch):
     domain = random_domain(23, NUM_ITEMS)
-    monkeypatch.setattr(cli.Domain, "load", lambda path, max_users=0, seed=0: domain)
+    monkeypatch.setattr(Domain, "load", lambda path, max_users=0, seed=0: domain)
     return domain
 
 
 @pytest.fixture
 def model(monkeypatch, domain):
     model = FakeModel(NUM_ITEMS)
-    monkeypatch.setattr(cli, "find_bundle", lambda reference: reference)
-    monkeypatch.setattr(cli, "load_model", lambda bundle, domain: (model, None))
-    monkeypatch.setattr(cli, "item_source", lambda domain, preprocessor: id_source)
+    monkeypatch.setattr(common, "find_bundle", lambda reference: reference)
+    monkeypatch.setattr(common, "load_model", lambda bundle, domain: (model, None))
+    monkeypatch.setattr(common, "item_source", lambda domain, preprocessor: id_source)
     return model
 
 
@@ -123,7 +125,7 @@ def test_evaluate_shows_several_models_beside_each_other(tmp_path, capsys, domai
     other = FakeModel(NUM_ITEMS, max_history=2)
     other.trained_on = [{"name": "shop", "fingerprint": "beef"}, {"name": "market", "fingerprint": "cafe"}]
     models = {str(tmp_path / "ids"): model, str(tmp_path / "mmsr" / "model"): other}
-    monkeypatch.setattr(cli, "load_model", lambda bundle, domain: (models[bundle], None))
+    monkeypatch.setattr(common, "load_model", lambda bundle, domain: (models[bundle], None))
     for directory in models:
         Path(directory).mkdir(parents=True)
     out = tmp_path / "figures.json"
@@ -160,7 +162,7 @@ def test_all_models_are_opened_before_the_first_is_asked(tmp_path, capsys, domai
             raise UserError("there is no directory missing")
         return reference
 
-    monkeypatch.setattr(cli, "find_bundle", find)
+    monkeypatch.setattr(common, "find_bundle", find)
     error = refused(capsys, "evaluate", "--model", "m", "missing", "--data", "d")
     assert error == "error: there is no directory missing\n"
     assert model.batches == []
@@ -253,7 +255,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, domain, model, argume
 
 def test_a_domain_without_cold_items_is_one_sentence(capsys, monkeypatch, model):
     warm = domain_of([[0, 1, 0, 1]] * 10, num_items=2)
-    monkeypatch.setattr(cli.Domain, "load", lambda path, max_users=0, seed=0: warm)
+    monkeypatch.setattr(Domain, "load", lambda path, max_users=0, seed=0: warm)
     error = refused(capsys, "evaluate", "--model", "m", "--data", "d", "--protocol", "cold")
     assert "nobody asked in made up has a cold item (under 10 training occurrences)" in error
 

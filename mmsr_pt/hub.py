@@ -6,19 +6,32 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmsr_pt.data.domain import Domain
-from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import BASELINES
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE
-from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.run_dir import BUNDLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_bundle(reference: str, flag: str = "--model") -> Path:
+def find_bundle(
+    reference: str,
+    flag: str = "--model",
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Path | str | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The bundle that `flag` names: a run's `model/`, a bundle directory, or a download from the hub.
+
+    Args:
+        reference: what it names.
+        flag: as errors call it.
+        revision: branch, tag or commit; this and what follows is for the hub.
+        token: none given: the one of `hf auth login` or HF_TOKEN.
+        cache_dir: where downloads are kept; None: the library's own place.
+        local_files_only: look into the cache only.
 
     Raises:
         UserError: there is none.
@@ -40,7 +53,7 @@ def find_bundle(reference: str, flag: str = "--model") -> Path:
         raise UserError(f"{flag} {reference} is a file: give the run directory or the bundle directory it belongs to")
     if not _HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
         raise UserError(f"there is no directory {reference}: give a run directory, a bundle or a hub id like user/name")
-    return _download(reference)
+    return _download(reference, revision, token, cache_dir, local_files_only)
 
 
 def short_names(references: Sequence[str]) -> list[str]:
@@ -78,12 +91,18 @@ def _parts(reference: str) -> tuple[str, ...]:
     return parts[:-1] if parts[-1:] == (BUNDLE,) and len(parts) > 1 else parts
 
 
-def _download(hub_id: str) -> Path:
+def _download(
+    hub_id: str, revision: str | None, token: str | bool | None, cache_dir: Path | str | None, local_files_only: bool
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        directory = Path(snapshot_download(hub_id))
+        directory = Path(
+            snapshot_download(
+                hub_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{hub_id} is neither a directory here nor a model that could be had from the hub ({reason(error)})"
@@ -91,25 +110,3 @@ def _download(hub_id: str) -> Path:
     if not (directory / WEIGHTS_FILE).is_file():
         raise UserError(f"the hub's {hub_id} has no {WEIGHTS_FILE}: it is not a model of this toolkit")
     return directory
-
-
-def load_model(bundle: Path, domain: Domain) -> tuple[Recommender, Preprocessor]:
-    """The bundle's model (on the CPU, in evaluation mode) and preprocessing, checked to fit `domain`.
-
-    Raises:
-        UserError: the bundle is incomplete, or the model cannot read this domain.
-    """
-    model, preprocessor = Recommender.load(bundle), Preprocessor.load(bundle)
-    fingerprints = {entry["fingerprint"] for entry in model.trained_on}
-    if model.config.learns_items and domain.fingerprint not in fingerprints:
-        names = ", ".join(entry["name"] for entry in model.trained_on)
-        raise UserError(
-            f"{bundle} is an ID model, which knows the items of {names} only; {domain.path} is another domain or "
-            "another build: use the domain it was trained on, or a model trained with --item content"
-        )
-    for part, modality in ((preprocessor.tokenizer, "text"), (preprocessor.image, "image")):
-        if part is not None and modality not in domain.modalities:
-            raise UserError(
-                f"{bundle} reads {modality}, {domain.path} was built without: build it again with {modality}"
-            )
-    return model, preprocessor

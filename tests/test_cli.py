@@ -11,16 +11,19 @@ from mmsr_pt import cli
 from mmsr_pt.assembly import build_model
 from mmsr_pt.cli import common
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import UserError
+from mmsr_pt.model import MMSRModel
 from mmsr_pt.run_dir import TEST_RANKS, read_ranks
 from tests.conftest import build_drawn
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_ITEMS = 31
+NOTHING_READ = Preprocessor(tokenizer=None, image=None)
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def domain(monkeypatch):
 def model(monkeypatch, domain):
     model = FakeModel(NUM_ITEMS)
     monkeypatch.setattr(common, "find_bundle", lambda reference: reference)
-    monkeypatch.setattr(common, "load_model", lambda bundle, domain: (model, None))
+    monkeypatch.setattr(common.MMSRModel, "from_pretrained", lambda bundle: MMSRModel(model, NOTHING_READ))
     monkeypatch.setattr(common, "item_source", lambda domain, preprocessor: id_source)
     return model
 
@@ -125,7 +128,7 @@ def test_evaluate_shows_several_models_beside_each_other(tmp_path, capsys, domai
     other = FakeModel(NUM_ITEMS, max_history=2)
     other.trained_on = [{"name": "shop", "fingerprint": "beef"}, {"name": "market", "fingerprint": "cafe"}]
     models = {str(tmp_path / "ids"): model, str(tmp_path / "mmsr" / "model"): other}
-    monkeypatch.setattr(common, "load_model", lambda bundle, domain: (models[bundle], None))
+    monkeypatch.setattr(common.MMSRModel, "from_pretrained", lambda bundle: MMSRModel(models[bundle], NOTHING_READ))
     for directory in models:
         Path(directory).mkdir(parents=True)
     out = tmp_path / "figures.json"

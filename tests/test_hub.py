@@ -64,7 +64,7 @@ def test_an_unreachable_hub_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_model_of_another_toolkit_on_the_hub_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **kwargs: str(tmp_path))
     with pytest.raises(UserError, match=r"has no model.safetensors"):
         find_bundle("someone/something")
 

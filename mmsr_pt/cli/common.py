@@ -12,9 +12,9 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.evaluate import ItemSource
 from mmsr_pt.evaluation.processes import processes
-from mmsr_pt.hub import find_bundle, load_model
+from mmsr_pt.hub import find_bundle
 from mmsr_pt.log import UserError, redraw_seconds
-from mmsr_pt.models.recommender import Recommender
+from mmsr_pt.model import MMSRModel
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -23,18 +23,19 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
-def open_model(reference: str, domain: Domain) -> tuple[Recommender, ItemSource]:
-    """The model on the CPU, and where it reads the domain's items from."""
-    state = processes()
+def open_model(reference: str, domain: Domain) -> MMSRModel:
+    """The model, on the CPU, checked to fit the domain. Collective."""
     # one process downloads, the others find the files in the cache
-    with state.local_main_process_first():
+    with processes().local_main_process_first():
         bundle = find_bundle(reference)
-    model, preprocessor = load_model(bundle, domain)
-    return model, _with_progress(item_source(domain, preprocessor))
+    model = MMSRModel.from_pretrained(bundle)
+    model.require_readable(domain)
+    return model
 
 
-def _with_progress(source: ItemSource) -> ItemSource:
-    """The same source with a progress bar on the main process."""
+def shown_source(model: MMSRModel, domain: Domain) -> ItemSource:
+    """Where the model reads the domain's items from, with a progress bar on the main process."""
+    source = item_source(domain, model.preprocessor)
 
     def shown(rows: range, batch_size: int) -> Iterator[ItemInputs]:
         yield from tqdm(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from mmsr_pt.cli.common import open_model, require
+from mmsr_pt.cli.common import open_model, require, shown_source
 from mmsr_pt.data.domain import COLD_BELOW, Domain
 from mmsr_pt.evaluation.cases import ProtocolName, Split, UserSample, questions
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
@@ -17,7 +17,7 @@ from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import print_results, wide_console
 from mmsr_pt.hub import short_names
-from mmsr_pt.models.recommender import Recommender
+from mmsr_pt.model import MMSRModel
 from mmsr_pt.run_dir import write_ranks, write_text
 
 
@@ -82,17 +82,23 @@ def evaluate_command(
     # all of them before the first is asked: the mistake in the last name shows at once
     opened = {name: open_model(reference, domain) for name, reference in zip(names, model)}
     described = {
-        name: {"model": reference, **_training_of(opened[name][0], domain)} for name, reference in zip(names, model)
+        name: {"model": reference, **_training_of(opened[name], domain)} for name, reference in zip(names, model)
     }
     lines = evaluate_baselines(domain, splits, users=users) if baselines else []
     kept: list[pl.DataFrame] = []
     for name in names:
-        recommender, source = opened.pop(name)
-        recommender = recommender.to(state.device)
+        one = opened.pop(name).to(state.device)
         lines += evaluate(
-            recommender, domain, source, splits, batch_size, name=name, users=users, keep_ranks=kept.append
+            one.recommender,
+            domain,
+            shown_source(one, domain),
+            splits,
+            batch_size,
+            name=name,
+            users=users,
+            keep_ranks=kept.append,
         )
-        del recommender
+        del one
     if state.is_main_process:
         print_results(lines, domain.name)
         for name, about in described.items():
@@ -111,10 +117,10 @@ def _splits(protocol: ProtocolName, split: Literal["test", "valid", "both"]) -> 
     return ["valid", "test"] if split == "both" else [split]
 
 
-def _training_of(model: Recommender, domain: Domain) -> dict[str, Any]:
+def _training_of(model: MMSRModel, domain: Domain) -> dict[str, Any]:
     """What a model was trained on, and whether it never saw this domain; None: that cannot be told."""
-    names = [entry["name"] for entry in model.trained_on]
-    has_seen = domain.fingerprint in {entry["fingerprint"] for entry in model.trained_on}
+    names = [entry["name"] for entry in model.recommender.trained_on]
+    has_seen = domain.fingerprint in {entry["fingerprint"] for entry in model.recommender.trained_on}
     # another build of the same data has another fingerprint
     return {"trained_on": names, "zero_shot": None if domain.name in names and not has_seen else not has_seen}
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmsr_pt.cli.common import open_model, require
+from mmsr_pt.cli.common import open_model, require, shown_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.evaluate import catalogue_scorer, encode_catalogue
 from mmsr_pt.evaluation.processes import processes
@@ -42,8 +42,8 @@ def recommend_command(
         item_ids = [item_id.strip() for item_id in (history or "").split(",") if item_id.strip()]
         require(bool(item_ids), "--history names no item: give item ids separated by commas")
         rows = rows_of_items(domain, item_ids)
-    recommender, source = open_model(model, domain)
-    recommender = recommender.to(state.device)
+    opened = open_model(model, domain).to(state.device)
+    recommender, source = opened.recommender, shown_source(opened, domain)
     scorer = catalogue_scorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
     found = recommend(scorer, domain, rows, top_k, recommender.config.max_history, recommender.score_scale)
     if state.is_main_process:

@@ -18,7 +18,7 @@ from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.figures.canvas import save
 from mmsr_pt.figures.convergence import Panel, draw_convergence, validation_curve
 from mmsr_pt.figures.vectors import NUM_USERS, Cloud, draw_items, draw_users, item_cloud, user_cloud
-from mmsr_pt.hub import find_bundle, load_model
+from mmsr_pt.model import MMSRModel
 from mmsr_pt.presets import TABLES
 from mmsr_pt.registry import unknown_name
 from mmsr_pt.studies.jobs import METRICS
@@ -76,9 +76,10 @@ def _clouds(
         for row in rows:
             run_dir = run_directory(out, domain.name, row, 0)
             seen = _as_trained_on(run_dir, domain)
-            model, preprocessor = load_model(find_bundle(str(run_dir)), seen)
+            model = MMSRModel.from_pretrained(run_dir).to(processes().device)
+            model.require_readable(seen)
             title = f"{domain.name}: {figure.rows[row]}"
-            panels[-1].append(make(title, model.to(processes().device), preprocessor, seen))
+            panels[-1].append(make(title, model.recommender, model.preprocessor, seen))
     return panels
 
 

@@ -65,7 +65,7 @@ class FakeModel(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.items = nn.Parameter(torch.randn(num_items, 4, generator=generator).to(dtype))
-        self.config = SimpleNamespace(max_history=max_history, item="id")
+        self.config = SimpleNamespace(max_history=max_history, learns_items=False)
         self.score_scale, self.scores_by_product = 2.0, True
         self.trained_on = [{"name": "made up", "fingerprint": "f00d"}]
         self.batches: list[list[int]] = []

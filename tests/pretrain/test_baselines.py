@@ -11,8 +11,8 @@ from mmsr_pt.assembly import build_model
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.hub import load_model
 from mmsr_pt.log import UserError
+from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.codes import CodeItemEncoder
 from mmsr_pt.models.recommender import Recommender
 from tests.conftest import build_drawn
@@ -77,10 +77,12 @@ def test_learned_vectors_stay_with_their_domain(tmp_path: Path, small_domain: Do
     trained_on = [{"name": small_domain.name, "fingerprint": small_domain.fingerprint}]
     model.save(tmp_path / "bundle", trained_on=trained_on)
     preprocessor.save(tmp_path / "bundle")
-    assert load_model(tmp_path / "bundle", small_domain)[0].config == config
+    loaded = MMSRModel.from_pretrained(tmp_path / "bundle")
+    assert loaded.recommender.config == config
+    loaded.require_readable(small_domain)
     other = build_table(write_plain_table(tmp_path / "raw"), tmp_path / "other")
     with pytest.raises(UserError, match="knows the items of .* only; .* is another domain"):
-        load_model(tmp_path / "bundle", other)
+        loaded.require_readable(other)
 
 
 def test_a_domain_is_evaluated_and_recommended_from_by_scores_of_attention(

@@ -84,7 +84,12 @@ def require_space(run_dir: Path, parameters: Mapping[str, Mapping[str, Any]]) ->
 
 def write_bundle(run_dir: Path, write: Callable[[Path], None]) -> None:
     """Replaces the run's bundle by what `write` puts into the directory it is given; never half of it."""
-    fresh, final, old = run_dir / f".{BUNDLE}.new", run_dir / BUNDLE, run_dir / f".{BUNDLE}.old"
+    replace_directory(run_dir / BUNDLE, write)
+
+
+def replace_directory(final: Path, write: Callable[[Path], None]) -> None:
+    """Puts what `write` writes into the directory it is given in the place of `final`; never half of it."""
+    fresh, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -52,7 +52,7 @@ def encode_catalogue(model: Recommender, source: ItemSource, num_items: int, bat
     """Every item's vector, each encoded once, the work split over the processes. Collective: same arguments on all.
 
     Args:
-        model: in evaluation mode, on this process's device; `encode_items` is called equally often on every process.
+        model: in evaluation mode; `encode_items` is called equally often on every process.
         source: where this process's share of the items comes from.
         num_items: N.
         batch_size: items encoded at once; the batches' bounds do not depend on the number of processes.
@@ -60,7 +60,7 @@ def encode_catalogue(model: Recommender, source: ItemSource, num_items: int, bat
     Returns:
         [N, D] in the model's dtype, on every process.
     """
-    device = processes().device
+    device = next(model.parameters()).device
     portion = Portion(num_items, batch_size)
     vectors = []
     with without_gradients(model):
@@ -91,7 +91,11 @@ class CatalogueScorer:
 
     def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
         """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] float32, without the model's scale."""
-        return self._users(history, mask).float() @ self._columns
+        return self.of(self._catalogue[history], mask)
+
+    def of(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """The same from the items' vectors [u, L, D], which need not be the catalogue's."""
+        return self._model.encode_last(vectors, mask).float() @ self._columns
 
     def ranks(self, history: Tensor, mask: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
         """See Ranker: those of float64 scores on the CPU, elsewhere those of float32 scores.
@@ -122,9 +126,13 @@ class AttendingScorer:
 
     def __call__(self, history: Tensor, mask: Tensor) -> Tensor:
         """[u, L] int64 rows with real ones left, [u, L] bool -> scores [u, N] float32."""
-        users = self._model.encode_users(self._catalogue[history], mask).float()
+        return self.of(self._catalogue[history], mask)
+
+    def of(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """The same from the items' vectors [u, L, D], which need not be the catalogue's."""
+        users = self._model.encode_users(vectors, mask).float()
         rows, last = torch.arange(len(users), device=users.device), mask.sum(dim=1) - 1
-        num_items, size = len(self._candidates), max(1, ATTENDED_SCORES // history.numel())
+        num_items, size = len(self._candidates), max(1, ATTENDED_SCORES // mask.numel())
         scores = users.new_empty(len(users), num_items)
         for start in range(0, num_items, size):
             # blocks of one size, as products of other shapes may round a tie apart; the last one begins earlier

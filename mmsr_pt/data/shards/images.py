@@ -18,32 +18,43 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def encode_image(path: str) -> bytes | str:
-    """A picture file as the JPEG that goes into the tars: RGB, upright, shorter side at most 256 px, no metadata.
-
-    A file that is all that, and baseline, is taken as it is: encoding it again would make it larger and worse.
+    """A picture file as the JPEG that goes into the tars; see `as_jpeg`.
 
     Returns: the JPEG, or why the file cannot be decoded.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.format == "JPEG" and picture.mode == "RGB" and min(picture.size) <= SHORTER_SIDE:
-                data = Path(path).read_bytes()
-                if is_plain_jpeg(data):
-                    picture.load()  # raises where it cannot be decoded
-                    return data
-            # a JPEG much larger than needed is decoded at a half, a quarter or an eighth, which costs that much less
-            picture.draft(None, (2 * SHORTER_SIDE, 2 * SHORTER_SIDE))
-            ImageOps.exif_transpose(picture, in_place=True)
-            rgb = _on_white(picture)
-        shrink = min(rgb.size) / SHORTER_SIDE
-        if shrink > 1:
-            size = (round(rgb.width / shrink), round(rgb.height / shrink))
-            rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        rgb.info.clear()  # comments and the like would travel along
-        encoded = io.BytesIO()
-        rgb.save(encoded, "JPEG", quality=JPEG_QUALITY)
+        return as_jpeg(Path(path).read_bytes())
     except Exception as error:  # decoders of damaged files raise nearly anything
         return f"{path} ({type(error).__name__}: {error})"
+
+
+def as_jpeg(data: bytes) -> bytes:
+    """A picture in any format as a JPEG: RGB, upright, shorter side at most 256 px, no metadata.
+
+    What is all that, and baseline, is taken as it is: encoding it again would make it larger and worse.
+
+    Args:
+        data: of the file.
+
+    Raises:
+        Exception: of nearly any kind, where it cannot be decoded.
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        is_small = picture.format == "JPEG" and picture.mode == "RGB" and min(picture.size) <= SHORTER_SIDE
+        if is_small and is_plain_jpeg(data):
+            picture.load()  # raises where it cannot be decoded
+            return data
+        # a JPEG much larger than needed is decoded at a half, a quarter or an eighth, which costs that much less
+        picture.draft(None, (2 * SHORTER_SIDE, 2 * SHORTER_SIDE))
+        ImageOps.exif_transpose(picture, in_place=True)
+        rgb = _on_white(picture)
+    shrink = min(rgb.size) / SHORTER_SIDE
+    if shrink > 1:
+        size = (round(rgb.width / shrink), round(rgb.height / shrink))
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    rgb.info.clear()  # comments and the like would travel along
+    encoded = io.BytesIO()
+    rgb.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmsr_pt import cli
 from mmsr_pt.assembly import build_model
@@ -20,6 +21,7 @@ from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.run_dir import TEST_RANKS, read_ranks
 from tests.conftest import build_drawn
+from tests.data.raw import build_table, write_table
 from tests.evaluation.fakes import FakeModel, domain_of, id_source, random_domain
 
 NUM_ITEMS = 31
@@ -205,32 +207,96 @@ def test_a_model_ranks_a_domain_that_it_has_never_seen(tmp_path, capsys, small_d
     assert cold["all"] == target.eval["cold_cases"].list.len().sum()
 
 
-def test_recommend_for_a_history_leaves_seen_items_out(capsys, domain, model):
-    cli.main(["recommend", "--model", "m", "--data", "d", "--history", "id003, id004", "--top_k", "5"])
+@pytest.fixture(scope="module")
+def bundle(small_domain, tmp_path_factory):
+    return bundle_for(small_domain, tmp_path_factory.mktemp("bundle"))
+
+
+def shown_ids(printed, domain):
+    known = set(domain.items["item_id"])
+    return [words[1] for words in map(str.split, printed.splitlines()) if len(words) > 1 and words[1] in known]
+
+
+def test_recommend_for_a_history_leaves_seen_items_out(capsys, small_domain, bundle):
+    item_ids = small_domain.items["item_id"][[3, 4]].to_list()
+    where = ["--model", str(bundle), "--data", str(small_domain.path)]
+    cli.main(["recommend", *where, "--history", ", ".join(item_ids), "--top_k", "5"])
     printed = capsys.readouterr().out
-    vectors = model.items.detach()
-    score = (vectors[3] + vectors[4]) @ vectors.T
-    score[[3, 4]] = -torch.inf
-    best = score.argsort(descending=True)[:5].tolist()
-    shown = [line.split()[1] for line in printed.splitlines() if "Title" in line]
-    assert shown == [f"id{row:03}" for row in best]
-    assert f"{model.score_scale * score[best[0]]:.3f}" in printed
+    model = MMSRModel.from_pretrained(bundle)
+    expected = model.recommend(item_ids, model.index(small_domain, 256), top_k=5)
+    assert shown_ids(printed, small_domain) == [item.item_id for item in expected]
+    assert f"{expected[0].score:.3f}" in printed
 
 
-def test_recommend_for_a_user_leaves_out_all_that_is_known_of_them(capsys, domain, model):
-    cli.main(["recommend", "--model", "m", "--data", "d", "--user", "user5", "--top_k", str(NUM_ITEMS)])
-    shown = {line.split()[1] for line in capsys.readouterr().out.splitlines() if "Title" in line}
-    user = domain.eval.row(5, named=True)
-    known = {f"id{row:03}" for row in [*user["history"], user["valid"], user["test"]]}
-    assert shown == {f"id{row:03}" for row in range(NUM_ITEMS)} - known
+def test_recommend_for_a_user_leaves_out_all_that_is_known_of_them(capsys, small_domain, bundle):
+    user = small_domain.eval.row(5, named=True)
+    where = ["--model", str(bundle), "--data", str(small_domain.path), "--top_k", str(small_domain.num_items)]
+    cli.main(["recommend", *where, "--user", user["user_id"]])
+    rows = {*user["history"], user["valid"], user["test"]}
+    unseen = set(small_domain.items["item_id"]) - set(small_domain.items["item_id"][list(rows)])
+    assert set(shown_ids(capsys.readouterr().out, small_domain)) == unseen
 
 
-def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, domain, model):
-    domain.items = domain.items.with_columns(title="item_id").with_columns(
-        title="[bold]red[/] " + domain.items["item_id"]
+def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, tmp_path):
+    rows = [(f"u{u}", f"{(u + i) % 9}", i) for u in range(9) for i in range(6)]
+    domain = build_table(
+        write_table(tmp_path / "raw", rows, {f"{i}": "[bold]red[/]" for i in range(9)}), tmp_path / "d"
     )
-    cli.main(["recommend", "--model", "m", "--data", "d", "--history", "id003", "--top_k", "1"])
+    bundle = bundle_for(domain, tmp_path / "bundle")
+    cli.main(["recommend", "--model", str(bundle), "--data", str(domain.path), "--history", "3", "--top_k", "1"])
     assert "[bold]red[/]" in capsys.readouterr().out
+
+
+def test_a_catalogue_is_encoded_once_and_recommended_from(capsys, small_domain, bundle, tmp_path, monkeypatch):
+    where, index = ["--model", str(bundle)], str(tmp_path / "index")
+    history = ["--history", small_domain.items["item_id"][7]]
+    cli.main(["encode", *where, "--data", str(small_domain.path), "--out", index])
+    assert "300 items, vectors of 32" in capsys.readouterr().out
+    cli.main(["recommend", *where, "--data", str(small_domain.path), *history])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(MMSRModel, "index", None)
+    for data in ([], ["--data", str(small_domain.path)]):
+        cli.main(["recommend", *where, "--index", index, *data, *history])
+        assert capsys.readouterr().out == expected
+    assert "unknown item 'x'" in refused(capsys, "recommend", *where, "--index", index, "--history", "x")
+
+
+def test_vectors_are_written_for_other_programs(small_domain, bundle, tmp_path):
+    model = MMSRModel.from_pretrained(bundle)
+    expected = model.index(small_domain, 256)
+    where = ["--model", str(bundle), "--data", str(small_domain.path)]
+    for name in ("v.parquet", "v.safetensors"):
+        cli.main(["encode", *where, "--out", str(tmp_path / name)])
+    table = pl.read_parquet(tmp_path / "v.parquet")
+    assert table.select("item_id", "title").equals(expected.items)
+    assert torch.equal(torch.from_numpy(table["vector"].to_numpy().copy()), expected.vectors)
+    assert torch.equal(load_file(tmp_path / "v.safetensors")["vectors"], expected.vectors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.parquet", "v.safetensors"]
+
+
+def test_items_without_interactions_make_a_catalogue(capsys, bundle, tmp_path):
+    root = write_table(tmp_path / "shop", [], {"0a": "red scarf", "0b": "blue hat", "0c": "hat"})
+    (root / "interactions.csv").unlink()
+    cli.main(["encode", "--model", str(bundle), "--items", str(root), "--out", str(tmp_path / "index")])
+    capsys.readouterr()
+    cli.main(["recommend", "--model", str(bundle), "--index", str(tmp_path / "index"), "--history", "0a"])
+    printed = capsys.readouterr().out
+    assert "0b" in printed
+    assert "blue hat" in printed
+    assert "0a" not in printed
+    (root / "images" / "0b.jpg").unlink()
+    error = refused(capsys, "encode", "--model", str(bundle), "--items", str(root), "--out", str(tmp_path / "other"))
+    assert "1 of 3 items have no picture" in error
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_index_of_another_domain_is_refused(capsys, bundle, small_domain, tmp_path):
+    root = write_table(tmp_path / "shop", [], {"0a": "red scarf", "0b": "blue hat"})
+    cli.main(["encode", "--model", str(bundle), "--items", str(root), "--out", str(tmp_path / "index")])
+    capsys.readouterr()
+    where = ["--model", str(bundle), "--data", str(small_domain.path), "--index", str(tmp_path / "index")]
+    history = ["--history", small_domain.items["item_id"][7]]
+    assert "is not of the domain that --data names" in refused(capsys, "recommend", *where, *history)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +307,9 @@ def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, domain, mo
         (["evaluate", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
         (["evaluate", "--eval_users", "-1"], "--eval_users -1 must not be negative"),
         (["evaluate", "--protocol", "cold", "--split", "valid"], "--split valid is for --protocol leave-one-out"),
+        (["encode", "--out", "x", "--items", "y"], "give one of --data DOMAIN and --items"),
+        (["encode", "--out", "no/such/index"], "there is no directory no/such"),
+        (["encode", "--out", "x", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
         (["recommend"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--history", "id001"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--top_k", "0"], "--top_k 0 must be at least 1"),

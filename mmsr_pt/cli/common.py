@@ -23,12 +23,17 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
-def open_model(reference: str, domain: Domain) -> MMSRModel:
-    """The model, on the CPU, checked to fit the domain. Collective."""
+def open_plain_model(reference: str) -> MMSRModel:
+    """The model, on the CPU. Collective."""
     # one process downloads, the others find the files in the cache
     with processes().local_main_process_first():
         bundle = find_bundle(reference)
-    model = MMSRModel.from_pretrained(bundle)
+    return MMSRModel.from_pretrained(bundle)
+
+
+def open_model(reference: str, domain: Domain) -> MMSRModel:
+    """The model, on the CPU, checked to fit the domain. Collective."""
+    model = open_plain_model(reference)
     model.require_readable(domain)
     return model
 

@@ -9,46 +9,67 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmsr_pt.cli.common import open_model, require, shown_source
+from mmsr_pt.catalogue_index import CatalogueIndex
+from mmsr_pt.cli.common import open_model, open_plain_model, require, shown_source
 from mmsr_pt.data.domain import Domain
-from mmsr_pt.evaluation.evaluate import catalogue_scorer, encode_catalogue
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import wide_console
-from mmsr_pt.recommend import Recommendation, history_of_user, recommend, rows_of_items
+from mmsr_pt.recommend import Recommendation, history_of_user, rows_of_items
 
 
 def recommend_command(
-    model: str, data: Path, user: str | None = None, history: str | None = None, top_k: int = 10, batch_size: int = 256
+    model: str,
+    data: Path | None = None,
+    user: str | None = None,
+    history: str | None = None,
+    index: Path | None = None,
+    top_k: int = 10,
+    batch_size: int = 256,
 ) -> None:
     """Show the items that the model ranks highest behind a history; seen items are left out.
 
     Args:
         model: A run directory, a bundle directory or a hub id.
-        data: The domain directory whose items are recommended.
+        data: The domain directory whose items are recommended; not needed with --index and --history.
         user: A user id of the domain: all that is known of this user is the history, held-out items included.
         history: Item ids, oldest first, separated by commas.
+        index: What mmsr-pt encode made of the catalogue with this model; none given: it is encoded now.
         top_k: How many items to show.
         batch_size: Items encoded at once.
     """
     require((user is None) != (history is None), "give one of --user U and --history ID,ID,...")
+    require(data is not None or index is not None, "give --data DOMAIN, or --index DIRECTORY with --history")
+    require(data is not None or user is None, f"--user {user} is a user of a domain: give --data DOMAIN too")
     require(top_k >= 1, f"--top_k {top_k} must be at least 1")
     require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
-    state = processes()
     # the request is checked before the model is loaded: a mistyped id shows at once
-    domain = Domain.load(data)
-    if user is not None:
-        rows = history_of_user(domain, user)
+    domain = None if data is None else Domain.load(data)
+    item_ids = [item_id.strip() for item_id in (history or "").split(",") if item_id.strip()]
+    require(bool(item_ids) or history is None, "--history names no item: give item ids separated by commas")
+    if domain is not None:
+        rows = rows_of_items(domain, item_ids) if user is None else history_of_user(domain, user)
+        item_ids = domain.items["item_id"][rows].to_list()
+    opened = (open_plain_model(model) if domain is None else open_model(model, domain)).to(processes().device)
+    if index is not None:
+        catalogue = opened.load_index(index)
+        _require_same(catalogue, domain, index)
     else:
-        item_ids = [item_id.strip() for item_id in (history or "").split(",") if item_id.strip()]
-        require(bool(item_ids), "--history names no item: give item ids separated by commas")
-        rows = rows_of_items(domain, item_ids)
-    opened = open_model(model, domain).to(state.device)
-    recommender, source = opened.recommender, shown_source(opened, domain)
-    scorer = catalogue_scorer(recommender, encode_catalogue(recommender, source, domain.num_items, batch_size))
-    found = recommend(scorer, domain, rows, top_k, recommender.config.max_history, recommender.score_scale)
-    if state.is_main_process:
-        behind = f"user {user}" if user is not None else f"{len(rows)} items"
-        wide_console().print(_recommendations_table(found, f"{domain.name}, behind {behind}"))
+        assert domain is not None
+        catalogue = opened.index(domain, batch_size, source=shown_source(opened, domain))
+    found = opened.recommend(item_ids, catalogue, top_k)
+    if processes().is_main_process:
+        behind = f"user {user}" if user is not None else f"{len(item_ids)} items"
+        name = catalogue.domain["name"] if catalogue.domain else f"{len(catalogue):,} items"
+        wide_console().print(_recommendations_table(found, f"{name}, behind {behind}"))
+
+
+def _require_same(catalogue: CatalogueIndex, domain: Domain | None, index: Path) -> None:
+    """Raises UserError where an index is that of another catalogue than the domain's."""
+    require(
+        domain is None or (catalogue.domain or {}).get("fingerprint") == domain.fingerprint,
+        f"--index {index} is not of the domain that --data names: make it again with mmsr-pt encode --data, or leave "
+        "--data out",
+    )
 
 
 def _recommendations_table(found: Sequence[Recommendation], title: str) -> Table:

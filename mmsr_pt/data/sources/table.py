@@ -7,6 +7,7 @@ ROOT/images/<item_id>.jpg                                                    (or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +37,6 @@ class Table:
     def read(self, scratch: Path, with_images: bool) -> RawDomain:
         """See Source."""
         interactions = scan_table(_either(self.root, "interactions"), ("user_id", "item_id", "timestamp"), scratch)
-        required = ("item_id", *(self.title_columns or ("title",)))
-        items = scan_table(_either(self.root, "items"), required, scratch, optional=("category",))
-        found = items.collect_schema().names()
-        columns = list(self.title_columns) or [name for name in ("title", "category") if name in found]
-        first, *more = (pl.col(name).cast(pl.String) for name in columns)
-        title = join_text([first, *(column.str.replace_all("|", ", ", literal=True) for column in more)])
-        names = pl.col("category").cast(pl.String).str.split("|") if "category" in found else pl.lit([], _NAMES)
-        described = items.select(pl.col("item_id").cast(pl.String), title=title, categories=distinct_names(names))
         return RawDomain(
             source="table",
             root=self.root,
@@ -52,8 +45,21 @@ class Table:
                 pl.col("user_id", "item_id").cast(pl.String),
                 time=parsed_time(interactions.collect_schema()["timestamp"]),
             ),
-            items=add_images(described, self.root / "images", with_images),
+            items=scan_items(self.root, self.title_columns, scratch, with_images),
         )
+
+
+def scan_items(root: Path, title_columns: Sequence[str], scratch: Path, with_images: bool) -> pl.LazyFrame:
+    """The items of this layout, lazily; see Table for `title_columns` and RawDomain for what comes out."""
+    required = ("item_id", *(title_columns or ("title",)))
+    items = scan_table(_either(root, "items"), required, scratch, optional=("category",))
+    found = items.collect_schema().names()
+    columns = list(title_columns) or [name for name in ("title", "category") if name in found]
+    first, *more = (pl.col(name).cast(pl.String) for name in columns)
+    title = join_text([first, *(column.str.replace_all("|", ", ", literal=True) for column in more)])
+    names = pl.col("category").cast(pl.String).str.split("|") if "category" in found else pl.lit([], _NAMES)
+    described = items.select(pl.col("item_id").cast(pl.String), title=title, categories=distinct_names(names))
+    return add_images(described, root / "images", with_images)
 
 
 def _either(root: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
     mmsr-pt evaluate  --model runs/first --data data/hm
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt encode    --model runs/first --data data/hm --out hm-index
+    mmsr-pt serve     --model runs/first --index hm-index
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
     mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
@@ -23,6 +24,7 @@ from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
 from mmsr_pt.cli.recommend import recommend_command
+from mmsr_pt.cli.serve import serve_command
 from mmsr_pt.cli.study import TRANSFER, study_command, transfer_main, with_flags_bound
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
@@ -31,6 +33,7 @@ app = tyro.extras.SubcommandApp()
 app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)
 app.command(name="encode")(encode_command)
+app.command(name="serve")(serve_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
 

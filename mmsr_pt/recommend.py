@@ -32,7 +32,13 @@ class Recommendation:
 
 @torch.no_grad()
 def recommend(
-    scorer: Scorer, domain: Domain, history: Sequence[int], top_k: int, max_history: int, scale: float = 1.0
+    scorer: Scorer,
+    domain: Domain,
+    history: Sequence[int],
+    top_k: int,
+    max_history: int,
+    scale: float = 1.0,
+    again: int | None = None,
 ) -> list[Recommendation]:
     """The best unseen items, best first; equal scores in the order of rows, not a number last.
 
@@ -43,11 +49,14 @@ def recommend(
         top_k: how many; fewer where the catalogue has no more unseen items.
         max_history: how many of the newest the scorer reads.
         scale: what the scores are multiplied by (`Recommender.score_scale`).
+        again: a row that may be recommended though it was seen, as a target may in the test.
     """
     read = torch.tensor([list(history)[-max_history:]], device=processes().device)
     scores = scorer(read, torch.ones_like(read, dtype=torch.bool))[0].double().cpu()
     unseen = torch.ones(len(scores), dtype=torch.bool)
     unseen[torch.tensor(history)] = False
+    if again is not None:
+        unseen[again] = True
     rows = unseen.nonzero().squeeze(1)
     order = scores[rows].nan_to_num(nan=-torch.inf).sort(descending=True, stable=True).indices[:top_k]
     best = rows[order].tolist()

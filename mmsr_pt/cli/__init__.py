@@ -4,6 +4,7 @@
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
+    mmsr-pt report    runs/first
     mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
 
 The first three run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
@@ -21,6 +22,7 @@ import tyro
 from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.evaluate import evaluate_command
 from mmsr_pt.cli.recommend import recommend_command
+from mmsr_pt.cli.report import report_command
 from mmsr_pt.cli.study import TRANSFER, study_command, transfer_main, with_flags_bound
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
@@ -30,6 +32,7 @@ app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
+app.command(name="report")(report_command)
 
 
 @user_facing

@@ -182,10 +182,10 @@ def evaluate(
         with without_gradients(model):
             if catalogue is None:
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
-            if keep_catalogue is not None:
-                keep_catalogue(catalogue)
             ranker = catalogue_ranker(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
+            if keep_catalogue is not None:
+                keep_catalogue(catalogue)
             asked = {split: questions(domain, split, model.config.max_history, users) for split in splits}
             return _lines(ranker, domain, asked, step, name, share, keep_ranks)
     finally:

@@ -122,7 +122,7 @@ def vectors(model: MMSRModel, domain: Domain, catalogue: Tensor) -> list[Chart]:
     charts = []
     parts = (model.recommender, model.preprocessor, domain)
     if domain.num_items > NEIGHBOURS:
-        cloud = item_cloud("items", *parts, catalogue=catalogue, num_items=NUM_ITEMS)
+        cloud = item_cloud(domain.name, *parts, catalogue=catalogue, num_items=NUM_ITEMS)
         said = "rank correlation of an item's occurrences with those of its neighbours: {neighbours:.2f}"
         figure = _with_plain_text(lambda: draw_items([[cloud]], ""))
         told = said.format(**popularity_numbers(cloud))
@@ -134,7 +134,7 @@ def vectors(model: MMSRModel, domain: Domain, catalogue: Tensor) -> list[Chart]:
             )
         )
     if len(domain.eval) > 1:
-        users = user_cloud("users", *parts, catalogue=catalogue, num_users=NUM_USERS)
+        users = user_cloud(domain.name, *parts, catalogue=catalogue, num_users=NUM_USERS)
         figure = _with_plain_text(lambda: draw_users([[users]], ""))
         num_users = int(users.marks.max()) + 1
         told = f"silhouette by user {user_numbers(users)['silhouette']:.2f}"

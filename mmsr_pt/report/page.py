@@ -7,6 +7,7 @@ Everything it needs stands in the one file, pictures too; what people wrote (tit
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -134,6 +135,10 @@ def render(page: Page) -> str:
         loader=PackageLoader("mmsr_pt.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
+    # in the order of the table, where Jinja's own groupby would sort
+    environment.filters["by_slice"] = lambda rows: [
+        (name, list(beside)) for name, beside in itertools.groupby(rows, key=lambda row: row.slice)
+    ]
     return environment.get_template("template.html").render(page=page)
 
 

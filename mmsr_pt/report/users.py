@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmsr_pt.data.domain import COLD_BELOW, IMAGE, Domain
+from mmsr_pt.data.thumbnails import thumbnail
 from mmsr_pt.evaluation.cases import LeaveOneOut
 from mmsr_pt.evaluation.evaluate import catalogue_ranker, catalogue_scorer
 from mmsr_pt.evaluation.ranking import Ranker, ScoreRanker, rank_targets
@@ -130,15 +131,6 @@ class _Shelf:
             has_picture = IMAGE in self._domain.modalities
             self._pictures[row] = as_jpeg_uri(thumbnail(self._domain, row, THUMBNAIL)) if has_picture else None
         return Card(self._ids[row], self._titles[row], self._pictures[row], int(self._counts[row]), row == target)
-
-
-def thumbnail(domain: Domain, row: int, size: int) -> Image.Image:
-    """The picture of an item, RGB, its longer side at most `size` pixels."""
-    picture = Image.open(io.BytesIO(domain.read_image(row)))
-    # lets the decoder leave out what is not needed
-    picture.draft("RGB", (2 * size, 2 * size))
-    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return picture.convert("RGB")
 
 
 def as_jpeg_uri(picture: Image.Image) -> str:

@@ -21,7 +21,8 @@ from mmsr_pt.data.domain import Domain
 
 
 def read(directory: Path) -> EventAccumulator:
-    board = EventAccumulator(str(directory))
+    # by itself it would keep one histogram of each kind
+    board = EventAccumulator(str(directory), size_guidance={"histograms": 0})
     board.Reload()
     return board
 

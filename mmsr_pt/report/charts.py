@@ -130,7 +130,7 @@ def vectors(model: MMSRModel, domain: Domain, catalogue: Tensor) -> list[Chart]:
             Chart(
                 _uri(figure),
                 f"{len(cloud.marks):,} items placed by t-SNE; {told}.",
-                "Items, the darker the more popular",
+                "Items by popularity",
             )
         )
     if len(domain.eval) > 1:
@@ -151,7 +151,8 @@ def vectors(model: MMSRModel, domain: Domain, catalogue: Tensor) -> list[Chart]:
 def _dress(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0])) if "%" in y or "/s" in y else None
+    if "%" in y or "/s" in y:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(True, color="#999999", alpha=0.35, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

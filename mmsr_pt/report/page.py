@@ -29,8 +29,9 @@ from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.figures.canvas import require_drawing
 from mmsr_pt.model import MMSRModel
-from mmsr_pt.report.charts import Chart, Line, curves, slices, vectors
+from mmsr_pt.report.charts import Chart, slices, vectors
 from mmsr_pt.report.opened import OpenedRun, open_run
+from mmsr_pt.report.progress import SHOWN_METRICS, best_step, rates, throughput_charts, training_charts
 from mmsr_pt.report.tested import MODEL, Row, test_rows
 from mmsr_pt.report.users import TOP_K, ShownUser, shown_users
 from mmsr_pt.run_dir import TEST_RANKS, read_ranks, write_text
@@ -41,14 +42,6 @@ _PROTOCOLS: dict[Split, str] = {
     "test": "Leave-one-out: each user's test item",
     "any": "Cold items, wherever they stand",
 }
-_SHOWN_METRICS = ("HR@10", "NDCG@10")
-_RATES = (
-    ("users_per_s", "users / s", "users trained in a second"),
-    ("items_encoded_per_s", "items / s", "items encoded in a second"),
-    ("data_wait", "share of the step (%)", "share of a step spent waiting for data"),
-    ("encoder_calls_saved", "", "encodings saved, as items stand in several places of a batch"),
-)
-"""Names in metrics.jsonl, units of their axes, what they are; those without unit have no chart."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ def describe(run: OpenedRun, source: Callable[[MMSRModel, Domain], ItemSource], 
         _section(run, domain, names, of_domain, batch_size)
         for domain, of_domain in zip(run.domains, _sources(run, source))
     ]
-    training, validation = _training_charts(run)
+    training, validation = training_charts(run)
     return Page(
         title=f"{names[MODEL]} on {', '.join(domain.name for domain in run.domains)}",
         run_dir=str(run.run_dir),
@@ -159,8 +152,8 @@ def describe(run: OpenedRun, source: Callable[[MMSRModel, Domain], ItemSource], 
         training=training,
         validation=validation,
         sections=sections,
-        throughput=_throughput_charts(run),
-        rates=_rates(run),
+        throughput=throughput_charts(run),
+        rates=rates(run),
         is_tested=any("test" in section.rows for section in sections),
         has_model=run.model is not None,
         models=names,
@@ -187,7 +180,7 @@ def _section(
 ) -> Section:
     rows = test_rows(run, domain)
     by_slice = rows.get("test", [])
-    charts = [slices(by_slice, metric, names) for metric in _SHOWN_METRICS if by_slice]
+    charts = [slices(by_slice, metric, names) for metric in SHOWN_METRICS if by_slice]
     pictures: list[Chart] = []
     users: list[ShownUser] = []
     hits = _hits(run, domain)
@@ -236,72 +229,14 @@ def _tiles(run: OpenedRun, sections: Sequence[Section], names: dict[str, str]) -
         if MODEL not in overall:
             continue
         of_domain = f" on {section.name}" if len(sections) > 1 else ""
-        for metric in _SHOWN_METRICS:
+        for metric in SHOWN_METRICS:
             figure = overall[MODEL].figures[metric]
             beside = [f"{names[model]} {100 * row.figures[metric].value:.2f}" for model, row in overall.items()]
             tiles.append((f"{metric}{of_domain}, test", f"{100 * figure.value:.2f} %", ", ".join(beside[1:])))
-    trained, best = run.train_lines(), _best_step(run)
+    trained, best = run.train_lines(), best_step(run)
     if trained:
         kept = "" if best is None else f"kept: the model of step {best:,}"
         tiles.append(("steps", f"{trained[-1]['step']:,}", f"{trained[-1]['epoch']:g} epochs; {kept}".rstrip("; ")))
         speed = statistics.median(line["users_per_s"] for line in trained)
         tiles.append(("training", f"{speed:,.0f} users/s", "median over the run"))
     return tiles
-
-
-def _best_step(run: OpenedRun) -> int | None:
-    """The step of the model that was kept: the first with the best mean NDCG@10 over the domains."""
-    by_step: dict[int, list[float]] = {}
-    for line in run.eval_lines(split="valid", model=MODEL, slice="all"):
-        by_step.setdefault(line["step"], []).append(line["NDCG@10"])
-    return max(by_step, key=lambda step: statistics.mean(by_step[step]), default=None)
-
-
-def _training_charts(run: OpenedRun) -> tuple[list[Chart], list[Chart]]:
-    trained, training, validation = run.train_lines(), [], []
-    if trained:
-        loss = Line("loss", [(line["step"], line["loss"]) for line in trained])
-        groups = sorted({group for line in trained for group in line["lr"]})
-        rates = [
-            Line(group, [(line["step"], line["lr"][group]) for line in trained if group in line["lr"]])
-            for group in groups
-        ]
-        training = [curves("Training loss", "loss", [loss]), curves("Learning rate", "learning rate", rates)]
-    for metric in _SHOWN_METRICS:
-        lines = [
-            Line(
-                domain.name,
-                [
-                    (line["step"], 100 * line[metric])
-                    for line in run.eval_lines(split="valid", model=MODEL, slice="all", domain=domain.name)
-                ],
-            )
-            for domain in run.domains
-        ]
-        lines = [line for line in lines if line.points]
-        if lines:
-            validation.append(curves(f"Validation {metric}", f"{metric} (%)", lines, _best_step(run)))
-    return training, validation
-
-
-def _throughput_charts(run: OpenedRun) -> list[Chart]:
-    trained = run.train_lines()
-    charts = []
-    for name, unit, what in _RATES:
-        scale = 100 if "%" in unit else 1
-        if trained and unit:
-            line = Line(unit, [(line["step"], scale * line[name]) for line in trained])
-            charts.append(curves(what.capitalize(), unit, [line]))
-    return charts
-
-
-def _rates(run: OpenedRun) -> list[tuple[str, str, str]]:
-    rows = []
-    for name, unit, what in _RATES:
-        values = sorted(line[name] for line in run.train_lines())
-        if values:
-            shown = (
-                (lambda value: f"{100 * value:.1f} %") if unit == "" or "%" in unit else (lambda value: f"{value:,.1f}")
-            )
-            rows.append((what, shown(statistics.median(values)), f"{shown(values[0])} to {shown(values[-1])}"))
-    return rows

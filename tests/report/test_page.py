@@ -186,8 +186,14 @@ def test_items_without_picture_or_title(tmp_path: Path, modality: str) -> None:
     read = Reader(render(page))
     assert ("no picture" in read.text) == (modality == "text")
     assert page.title == {"text": "MMSR-T on domain", "image": "MMSR-V on domain"}[modality]
-    shown = page.sections[0].users[0].target
-    assert (shown.title if modality == "text" else shown.item_id) in read.text
+    section = page.sections[0]
+    user = section.users[0]
+    assert bool(user.target.picture) == (modality == "image")
+    assert user.target.title in read.text
+    assert user.target.item_id not in read.text
+    user = replace(user, target=replace(user.target, title=""))
+    untitled = replace(page, sections=[replace(section, users=[user])])
+    assert user.target.item_id in Reader(render(untitled)).text, "the id stands where there is no title"
 
 
 def test_an_id_model_and_two_domains(tmp_path: Path, small_domain: Domain) -> None:

@@ -126,7 +126,7 @@ def _sprites(domain: Domain, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
-def settings_of(config: PretrainConfig, **others: str | int | float) -> dict[str, str | int | float]:
+def settings_of(config: PretrainConfig, others: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
     """What TensorBoard shows as hyper-parameters: of model and optimisation all, of data and run what decides figures.
 
     Args:
@@ -157,8 +157,9 @@ def begin_session(board: SummaryWriter, settings: Mapping[str, str | int | float
     from torch.utils.tensorboard.summary import hparams
 
     experiment, start, _ = hparams(dict(settings), dict.fromkeys(metrics, 0.0))
-    board.file_writer.add_summary(experiment)
-    board.file_writer.add_summary(start)
+    writer: Any = board.file_writer
+    writer.add_summary(experiment)
+    writer.add_summary(start)
 
 
 def end_session(board: SummaryWriter) -> None:
@@ -166,4 +167,5 @@ def end_session(board: SummaryWriter) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     *_, end = hparams({}, {})
-    board.file_writer.add_summary(end)
+    writer: Any = board.file_writer
+    writer.add_summary(end)

@@ -243,15 +243,13 @@ class Trainer:
         """Histograms of the fusion's gates, if it has any. Collective: call on every rank."""
         for number, domain in enumerate(self.domains):
             found = gates(self.engine.model, self.validation.source(number), domain.num_items)
-            for name, values in found.items() if self.metrics is not None else ():
-                assert self.metrics is not None
-                self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
+            if self.metrics is not None:
+                for name, values in found.items():
+                    self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
 
     def _settings(self) -> dict[str, str | int | float]:
         batch, precision = self.order.global_batch, str(self.engine.dtype).removeprefix("torch.")
-        return settings_of(
-            self.config, **{"batch": batch, "precision": precision, "zero stage": self.engine.zero_stage}
-        )
+        return settings_of(self.config, {"batch": batch, "precision": precision, "zero stage": self.engine.zero_stage})
 
     def _test_tags(self, metrics: MetricsLog) -> list[str]:
         tags = [metrics.tag(domain.name, "test", "mmsr", "all") for domain in self.domains]

@@ -89,7 +89,7 @@ def test_a_title_of_several_lines_keeps_its_row(tmp_path: Path, small_domain: Do
 
 def test_settings_stand_in_the_log_of_the_run(tmp_path: Path) -> None:
     config = PretrainConfig(model=ModelConfig(width=64, fusion="gate"), data=DataConfig(data=(Path("a"), Path("b"))))
-    settings = settings_of(config, batch=32)
+    settings = settings_of(config, {"batch": 32})
     with SummaryWriter(str(tmp_path)) as board:
         begin_session(board, settings, ["test/mmsr/all/HR@10"])
         board.add_scalar("test/mmsr/all/HR@10", 0.25, 7)

@@ -29,7 +29,9 @@ def best_step(run: OpenedRun) -> int | None:
 
 def training_charts(run: OpenedRun) -> tuple[list[Chart], list[Chart]]:
     """Loss and learning rates; and what validation found. Either is empty where there is nothing yet."""
-    trained, training, validation = run.train_lines(), [], []
+    trained = run.train_lines()
+    training: list[Chart] = []
+    validation: list[Chart] = []
     if trained:
         loss = Line("loss", [(line["step"], line["loss"]) for line in trained])
         groups = sorted({group for line in trained for group in line["lr"]})

@@ -19,7 +19,7 @@ from mmsr_pt.data.domain import COLD_BELOW, IMAGE, Domain
 from mmsr_pt.data.thumbnails import thumbnail
 from mmsr_pt.evaluation.cases import LeaveOneOut
 from mmsr_pt.evaluation.evaluate import catalogue_ranker, catalogue_scorer
-from mmsr_pt.evaluation.ranking import Ranker, ScoreRanker, rank_targets
+from mmsr_pt.evaluation.ranking import Ranker, Scorer, ScoreRanker, rank_targets
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.recommend import recommend
@@ -89,7 +89,7 @@ def shown_users(
     questions = LeaveOneOut(frame, "test", model.config.max_history)
     train_count = torch.from_numpy(domain.train_count()).to(catalogue.device)
     popularity = Popularity(train_count)
-    scorers = (catalogue_scorer(model, catalogue), popularity)
+    scorers: tuple[Scorer, ...] = (catalogue_scorer(model, catalogue), popularity)
     rankers: tuple[Ranker, ...] = (catalogue_ranker(model, catalogue), ScoreRanker(popularity, domain.num_items))
     ranks = [rank_targets(ranker, questions).tolist() for ranker in rankers]
     shelf = _Shelf(domain)

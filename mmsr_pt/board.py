@@ -122,7 +122,7 @@ def _sprites(domain: Domain, rows: np.ndarray) -> Tensor:
     pictures = np.empty((len(rows), _SPRITE, _SPRITE, 3), dtype=np.uint8)
     for number, row in enumerate(rows.tolist()):
         small = thumbnail(domain, row, _SPRITE)
-        pictures[number] = ImageOps.pad(small, (_SPRITE, _SPRITE), Image.Resampling.LANCZOS, color="white")
+        pictures[number] = np.asarray(ImageOps.pad(small, (_SPRITE, _SPRITE), Image.Resampling.LANCZOS, color="white"))
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 

@@ -33,7 +33,13 @@ class Recommendation:
 
 @torch.no_grad()
 def recommend(
-    scorer: Scorer, domain: Domain, history: Sequence[int], top_k: int, max_history: int, scale: float = 1.0
+    scorer: Scorer,
+    domain: Domain,
+    history: Sequence[int],
+    top_k: int,
+    max_history: int,
+    scale: float = 1.0,
+    again: int | None = None,
 ) -> list[Recommendation]:
     """The best unseen items, best first; equal scores in the order of rows, not a number last.
 
@@ -44,10 +50,12 @@ def recommend(
         top_k: how many; fewer where the catalogue has no more unseen items.
         max_history: how many of the newest the scorer reads.
         scale: what the scores are multiplied by.
+        again: a row that may be recommended though it was seen, as a target may in the test.
     """
     read = torch.tensor([list(history)[-max_history:]], device=processes().device)
     scores = scorer(read, torch.ones_like(read, dtype=torch.bool))[0].cpu()
-    return described(domain.items, *best_unseen(scores, history, top_k), scale)
+    seen = [row for row in history if row != again]
+    return described(domain.items, *best_unseen(scores, seen, top_k), scale)
 
 
 def best_unseen(scores: Tensor, seen: Sequence[int], top_k: int) -> tuple[Tensor, Tensor]:

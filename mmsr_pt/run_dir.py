@@ -109,13 +109,14 @@ def replace_directory(final: Path, write: Callable[[Path], None]) -> None:
 class MetricsLog:
     """metrics.jsonl and TensorBoard, with the same numbers; use on rank 0."""
 
-    def __init__(self, run_dir: Path, step: int = 0, without_figures_of: int = 0) -> None:
+    def __init__(self, run_dir: Path, step: int = 0, without_figures_of: int = 0, domains: Sequence[str] = ()) -> None:
         """Opens both to go on after `step`; what a run that was killed later than that wrote since is dropped.
 
         Args:
             run_dir: of the run.
             step: of the checkpoint; 0: a new run.
             without_figures_of: a step that was still under evaluation then; 0: none.
+            domains: names of the run's; where there are several, TensorBoard's curves of figures begin with them.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -123,7 +124,8 @@ class MetricsLog:
         if path.exists():
             write_text(path, "".join(f"{line}\n" for line in _lines_up_to(path, step, without_figures_of)))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._has_several = len(domains) > 1
 
     def train(self, line: Mapping[str, Any]) -> None:
         """Appends a `train` line; nested mappings become one curve for each entry."""
@@ -132,18 +134,22 @@ class MetricsLog:
         for name, value in line.items():
             if isinstance(value, Mapping):
                 for part, number in value.items():
-                    self._board.add_scalar(f"train/{name}/{part}", number, step)
+                    self.board.add_scalar(f"train/{name}/{part}", number, step)
             elif name != "step":
-                self._board.add_scalar(f"train/{name}", value, step)
+                self.board.add_scalar(f"train/{name}", value, step)
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Appends an `eval` line."""
         self._append(line)
         asked = "cold" if line.get("protocol") == "cold" else line["split"]
-        prefix = "/".join([asked, line["model"], line["slice"]])
+        prefix = self.tag(line.get("domain", ""), asked, line["model"], line["slice"])
         for name, value in line.items():
             if name.startswith(("HR@", "NDCG@", "MRR")):
-                self._board.add_scalar(f"{prefix}/{name}", value, line["step"])
+                self.board.add_scalar(f"{prefix}/{name}", value, line["step"])
+
+    def tag(self, domain: str, *parts: str) -> str:
+        """What TensorBoard calls something of a domain: the domain's name stands in it where there are several."""
+        return "/".join([domain, *parts] if self._has_several else parts)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -152,7 +158,7 @@ class MetricsLog:
     def close(self) -> None:
         """Flushes both."""
         self._file.close()
-        self._board.close()
+        self.board.close()
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mmsr_pt.batch import UserBatch
+from mmsr_pt.board import (
+    MOST_ITEMS,
+    begin_session,
+    clear_projector,
+    end_session,
+    gates,
+    settings_of,
+    write_projector,
+)
 from mmsr_pt.cache import ItemCache
 from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import encode_catalogue
+from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.run_dir import MetricsLog
 from mmsr_pt.training.bank import Bank
@@ -124,7 +135,10 @@ class Trainer:
             validate_first: judge the model before its first step too: one that has learnt elsewhere may be the best.
         """
         if self.place.rank == 0:
-            self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation)
+            names = [domain.name for domain in self.domains]
+            self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
+            clear_projector(Path(self.metrics.board.log_dir))
+            begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -170,6 +184,7 @@ class Trainer:
             if step % (self.config.optim.bank_refresh or self.eval_every) == 0 or step % self.checkpoint_every == 0:
                 self._refresh_bank(step)
             if step % self.eval_every == 0 or step == self.total_steps:
+                self._watch_gates(step)
                 is_fresh = self.bank is not None and self.bank_refreshed == step
                 self.validation.run(step, self.bank.catalogues if self.bank is not None and is_fresh else None)
             elif step % self.config.run.log_every == 0:
@@ -224,6 +239,30 @@ class Trainer:
         self.bank_refreshed = step
         model.train(was_training)
 
+    def _watch_gates(self, step: int) -> None:
+        """Histograms of the fusion's gates, if it has any. Collective: call on every rank."""
+        for number, domain in enumerate(self.domains):
+            found = gates(self.engine.model, self.validation.source(number), domain.num_items)
+            if self.metrics is not None:
+                for name, values in found.items():
+                    self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
+
+    def _settings(self) -> dict[str, str | int | float]:
+        batch, precision = self.order.global_batch, str(self.engine.dtype).removeprefix("torch.")
+        return settings_of(self.config, {"batch": batch, "precision": precision, "zero stage": self.engine.zero_stage})
+
+    def _test_tags(self, metrics: MetricsLog) -> list[str]:
+        tags = [metrics.tag(domain.name, "test", "mmsr", "all") for domain in self.domains]
+        return [f"{tag}/{metric}" for tag in tags for metric in ("HR@10", "NDCG@10")]
+
+    def _project(self, domain: Domain, catalogue: Tensor) -> None:
+        """Shows items of the best model in TensorBoard's projector."""
+        if self.metrics is None:
+            return
+        rows = drawn_items(domain.num_items, MOST_ITEMS // len(self.domains), self.config.run.seed)
+        vectors = catalogue[torch.from_numpy(rows).to(catalogue.device)]
+        write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
+
     def _is_stale(self) -> bool:
         is_stale = self.validation.is_stale()
         if is_stale:
@@ -258,6 +297,7 @@ class Trainer:
 
     def test(self) -> None:
         """The run's best model and the baselines on the test targets. Collective: call on every rank."""
-        self.validation.test()
+        self.validation.test(self._project)
         if self.metrics is not None:
+            end_session(self.metrics.board)
             self.metrics.close()

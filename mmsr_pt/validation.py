@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -129,11 +130,14 @@ class Validation:
         patience = self._config.run.patience
         return bool(patience) and self.standing.evaluations_without_gain >= patience
 
-    def test(self) -> None:
+    def test(self, keep_catalogue: Callable[[Domain, Tensor], object] | None = None) -> None:
         """The best bundle and the two baselines on test targets and cold items: recorded, and on rank 0 printed.
 
         Its figures stand in metrics.jsonl only once the users' ranks stand beside it, so that a run that was killed
         meanwhile is tested again.
+
+        Args:
+            keep_catalogue: takes what `encode_catalogue` made of each domain with that bundle, on every rank.
         """
         model = Recommender.load(self._run_dir / BUNDLE).to(self._place.device)
         step = self.standing.best_step
@@ -145,7 +149,15 @@ class Validation:
             batch_size = self._config.run.eval_batch_size
             lines = evaluate_baselines(domain, _AT_THE_END, step, users)
             lines += evaluate(
-                model, domain, source, _AT_THE_END, batch_size, step, users=users, keep_ranks=ranks.append
+                model,
+                domain,
+                source,
+                _AT_THE_END,
+                batch_size,
+                step,
+                users=users,
+                keep_ranks=ranks.append,
+                keep_catalogue=None if keep_catalogue is None else functools.partial(keep_catalogue, domain),
             )
             if self._place.rank == 0:
                 write_ranks(self._run_dir / TEST_RANKS, ranks)

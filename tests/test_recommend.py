@@ -71,3 +71,9 @@ def test_an_unknown_user_is_an_error_with_the_nearest():
 def test_unknown_items_are_an_error_that_names_them():
     with pytest.raises(UserError, match=r"unknown item 'id0O5', 'x' in --history: made up has 6 items, did you mean"):
         rows_of_items(DOMAIN, ["id001", "id0O5", "x"])
+
+
+def test_a_target_may_come_again_where_it_is_named():
+    scores = fixed([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    assert [item.row for item in recommend(scores, DOMAIN, [0, 1], top_k=2, max_history=20)] == [2, 3]
+    assert [item.row for item in recommend(scores, DOMAIN, [0, 1], top_k=2, max_history=20, again=1)] == [1, 2]

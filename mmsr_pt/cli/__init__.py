@@ -6,6 +6,7 @@
     mmsr-pt serve     --model runs/first --index hm-index
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
+    mmsr-pt report    runs/first
     mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
 
 The first four run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
@@ -24,6 +25,7 @@ from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
 from mmsr_pt.cli.recommend import recommend_command
+from mmsr_pt.cli.report import report_command
 from mmsr_pt.cli.serve import serve_command
 from mmsr_pt.cli.study import TRANSFER, study_command, transfer_main, with_flags_bound
 from mmsr_pt.flags import parse_flags
@@ -36,6 +38,7 @@ app.command(name="encode")(encode_command)
 app.command(name="serve")(serve_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
+app.command(name="report")(report_command)
 
 
 @user_facing

@@ -164,6 +164,7 @@ def evaluate(
     catalogue: Tensor | None = None,
     users: UserSample = EVERYONE,
     keep_ranks: KeepRanks | None = None,
+    keep_catalogue: Callable[[Tensor], object] | None = None,
 ) -> list[EvalLine]:
     """The model on every slice of each split; the catalogue is encoded once for all. Collective.
 
@@ -180,6 +181,7 @@ def evaluate(
         catalogue: what `encode_catalogue` has already made of it with these weights.
         users: who is asked.
         keep_ranks: takes what the lines are means of, split by split, on every process.
+        keep_catalogue: takes what `encode_catalogue` made, on every process.
     """
     was_training = model.training
     model.eval()
@@ -190,6 +192,8 @@ def evaluate(
                 catalogue = encode_catalogue(model, source, domain.num_items, batch_size)
             ranker = catalogue_ranker(model, catalogue)
             share = (time.perf_counter() - start) / len(splits)
+            if keep_catalogue is not None:
+                keep_catalogue(catalogue)
             asked = {split: questions(domain, split, model.config.max_history, users) for split in splits}
             return _lines(ranker, domain, asked, step, name, share, keep_ranks)
     finally:
@@ -197,9 +201,22 @@ def evaluate(
 
 
 def evaluate_baselines(
-    domain: Domain, splits: Sequence[Split], step: int = 0, users: UserSample = EVERYONE
+    domain: Domain,
+    splits: Sequence[Split],
+    step: int = 0,
+    users: UserSample = EVERYONE,
+    keep_ranks: Mapping[str, KeepRanks] | None = None,
 ) -> list[EvalLine]:
-    """Popularity and last-item transitions on the same users; counts come from the training part only. Collective."""
+    """Popularity and last-item transitions on the same users; counts come from the training part only. Collective.
+
+    Args:
+        domain: whose users and catalogue.
+        splits: as in `evaluate`.
+        step: for the lines.
+        users: who is asked.
+        keep_ranks: by name of the baseline, as in `evaluate`.
+    """
+    kept = keep_ranks or {}
     device = processes().device
     train_count = _train_count(domain).to(device)
     start = time.perf_counter()
@@ -211,7 +228,7 @@ def evaluate_baselines(
     )
     share = (time.perf_counter() - start) / (len(baselines) * len(splits))
     rankers = {name: ScoreRanker(scorer, domain.num_items) for name, scorer in baselines.items()}
-    lines = [_lines(ranker, domain, asked, step, name, share) for name, ranker in rankers.items()]
+    lines = [_lines(ranker, domain, asked, step, name, share, kept.get(name)) for name, ranker in rankers.items()]
     return [line for of_one in lines for line in of_one]
 
 

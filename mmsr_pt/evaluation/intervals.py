@@ -17,7 +17,7 @@ want to know is the mean over all such users and seeds.
   more than pairs would make them (simulated: 93 times with five seeds, 88 with two or three).
 - With one seed the interval is over users only: how another seed would have done is not in it.
 
-Shapes: S seeds, U users, R rows of figures, B resamples.
+Shapes: S seeds, U users, C cases, R rows of figures, B resamples.
 """
 
 from __future__ import annotations
@@ -85,3 +85,21 @@ def _variance_between_seeds(values: np.ndarray) -> float:
         left -= num_seeds * np.square(user_means).sum() - values.size * seed_means.mean() ** 2
         of_pairs = left / ((num_seeds - 1) * (num_users - 1))
     return max(0.0, float(seed_means.var(ddof=1) - of_pairs / num_users))
+
+
+def case_intervals(values: np.ndarray, whose: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The 95 % intervals of means over cases, of which a user may have several: a user is drawn with all of them.
+
+    Args:
+        values: [R, C] figures, of one seed.
+        whose: [C] int64, the user of each case.
+        seed: of the resamples.
+
+    Returns:
+        [R, 2] float64: lower and upper ends.
+    """
+    users, place = np.unique(whose, return_inverse=True)
+    num_cases = np.bincount(place)
+    sums = np.stack([*(np.bincount(place, row, len(users)) for row in values), num_cases])
+    resampled = resampled_means(sums, seed=seed)
+    return np.percentile(resampled[:, :-1] / resampled[:, -1:], _TAILS, axis=0).T

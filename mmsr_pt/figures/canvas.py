@@ -6,6 +6,7 @@ matplotlib and scikit-learn come with `pip install --editable '.[figures]'` and 
 from __future__ import annotations
 
 import importlib.util
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,16 @@ def headline(figure: Figure, title: str, note: str) -> None:
     """Writes what the whole is, and below it what is to be known, in as many lines as its width takes."""
     letters = int(12 * figure.get_size_inches()[0])
     figure.suptitle(f"{textwrap.fill(title, letters)}\n{textwrap.fill(note, letters)}".strip(), fontsize=10)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, without background, for a page; the same figure gives the same bytes."""
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mmsr_pt"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
 def save(figure: Figure, file: Path) -> None:

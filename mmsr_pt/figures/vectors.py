@@ -54,6 +54,7 @@ def item_cloud(
     domain: Domain,
     num_items: int = NUM_ITEMS,
     seed: int = 0,
+    catalogue: Tensor | None = None,
 ) -> Cloud:
     """Item vectors as they are scored, with how often each item occurs in training.
 
@@ -64,10 +65,10 @@ def item_cloud(
         domain: whose items; the same seed draws the same ones for every model.
         num_items: drawn without replacement; all where there are no more.
         seed: of the draw.
+        catalogue: [N, D], every item's vector where they are known; None: those drawn are encoded.
     """
-    count = min(num_items, domain.num_items)
-    rows = np.sort(np.random.default_rng(seed).choice(domain.num_items, count, replace=False))
-    vectors = _encode(model, preprocessor, domain, rows)
+    rows = drawn_items(domain.num_items, num_items, seed)
+    vectors = _vectors_of(rows, model, preprocessor, domain, catalogue)
     return Cloud(title, vectors.float().cpu().numpy(), domain.train_count()[rows])
 
 
@@ -79,6 +80,7 @@ def user_cloud(
     domain: Domain,
     num_users: int = NUM_USERS,
     seed: int = 0,
+    catalogue: Tensor | None = None,
 ) -> Cloud:
     """What a model makes of users: its output at each position of their newest items, held-out ones included.
 
@@ -91,6 +93,7 @@ def user_cloud(
         domain: whose users; the same seed draws the same ones for every model.
         num_users: drawn without replacement; all where there are no more.
         seed: of the draw.
+        catalogue: as in `item_cloud`.
     """
     users = UserSample(num_users, seed).of(domain.eval)
     whole = users.select(pl.concat_list("history", "valid", "test")).to_series()
@@ -98,13 +101,22 @@ def user_cloud(
     distinct, places = np.unique(rows[mask].numpy(), return_inverse=True)
     sequence = torch.zeros_like(rows)
     sequence[mask] = torch.from_numpy(places)
-    items = _encode(model, preprocessor, domain, distinct)
+    items = _vectors_of(distinct, model, preprocessor, domain, catalogue)
     mask = mask.to(items.device)
     vectors = model.encode_users(items[sequence.to(items.device)], mask)[mask]
     return Cloud(title, vectors.float().cpu().numpy(), mask.nonzero()[:, 0].cpu().numpy())
 
 
-def _encode(model: Recommender, preprocessor: Preprocessor, domain: Domain, rows: np.ndarray) -> Tensor:
+def drawn_items(num_items: int, count: int, seed: int = 0) -> np.ndarray:
+    """That many rows of a catalogue in order, drawn without replacement; all where there are no more."""
+    return np.sort(np.random.default_rng(seed).choice(num_items, min(count, num_items), replace=False))
+
+
+def _vectors_of(
+    rows: np.ndarray, model: Recommender, preprocessor: Preprocessor, domain: Domain, catalogue: Tensor | None
+) -> Tensor:
+    if catalogue is not None:
+        return catalogue[torch.from_numpy(rows).to(catalogue.device)]
     device = processes().device
     batches = iter_item_batches(domain, preprocessor, rows, _BATCH)
     return torch.cat([model.encode_items(batch.to(device)) for batch in batches])

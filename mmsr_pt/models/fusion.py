@@ -27,6 +27,8 @@ class Fusion(nn.Module):
 
     sees_means: bool = False
     """Whether all that it reads of either modality is the mean of its tokens."""
+    has_gates: bool = False
+    """Whether it weighs what it reads, so that `gates` has something to show."""
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Fusion:
@@ -35,6 +37,10 @@ class Fusion(nn.Module):
 
     def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
         """[N, T, D], [N, T] bool, [N, V, D] -> [N, D]."""
+        raise NotImplementedError
+
+    def gates(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> dict[str, Tensor]:
+        """The weights by which it lets through what it reads, by name [N, ...]: to be looked at; see `has_gates`."""
         raise NotImplementedError
 
 
@@ -69,7 +75,11 @@ class CoarseFusion(Fusion):
 
     def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
         """See Fusion."""
-        return self.dnn(self.fuse(self.norm(masked_mean(text, text_mask)), self.norm(vision.mean(dim=1))))
+        return self.dnn(self.fuse(*self.pooled(text, text_mask, vision)))
+
+    def pooled(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, T, D], [N, T] bool, [N, V, D] -> [N, D], [N, D]."""
+        return self.norm(masked_mean(text, text_mask)), self.norm(vision.mean(dim=1))
 
     def fuse(self, text: Tensor, vision: Tensor) -> Tensor:
         """[N, D], [N, D] -> [N, D]."""
@@ -119,6 +129,8 @@ class ConcatFusion(CoarseFusion):
 class GatedFusion(CoarseFusion):
     """The text opens gates for what the picture shows: out(sigmoid(text(t)) * vision(v))."""
 
+    has_gates = True
+
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(width, dropout)
         self.text, self.vision, self.out = (nn.Linear(width, width) for _ in range(3))
@@ -128,10 +140,16 @@ class GatedFusion(CoarseFusion):
         """See CoarseFusion."""
         return self.out(self.text(text).sigmoid() * self.vision(vision))
 
+    def gates(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> dict[str, Tensor]:
+        """See Fusion; `gate` [N, D] in [0, 1]."""
+        return {"gate": self.text(self.pooled(text, text_mask, vision)[0]).sigmoid()}
+
 
 @_register_coarse("film")
 class FiLMFusion(CoarseFusion):
     """The text scales and shifts what the picture shows (Perez et al. 2018): out(gamma(t) * v + beta(t))."""
+
+    has_gates = True
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__(width, dropout)
@@ -143,6 +161,11 @@ class FiLMFusion(CoarseFusion):
         gamma, beta = self.condition(text).chunk(2, dim=1)
         return self.out(gamma * vision + beta)
 
+    def gates(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> dict[str, Tensor]:
+        """See Fusion; `scale` [N, D] is gamma, `shift` beta."""
+        gamma, beta = self.condition(self.pooled(text, text_mask, vision)[0]).chunk(2, dim=1)
+        return {"scale": gamma, "shift": beta}
+
 
 @fusions.register("vanilla")
 class VanillaAttention(Fusion):
@@ -152,6 +175,7 @@ class VanillaAttention(Fusion):
     """
 
     sees_means = True
+    has_gates = True
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -166,8 +190,17 @@ class VanillaAttention(Fusion):
 
     def forward(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> Tensor:
         """See Fusion."""
+        features, weights = self._weighed(text, text_mask, vision)
+        return (weights * features).sum(dim=1)
+
+    def gates(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> dict[str, Tensor]:
+        """See Fusion; `text` [N] in [0, 1] is the title's weight, the rest of 1 is the picture's."""
+        return {"text": self._weighed(text, text_mask, vision)[1][:, 0, 0]}
+
+    def _weighed(self, text: Tensor, text_mask: Tensor, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, 2, D] and their weights [N, 2, 1]."""
         features = torch.stack([masked_mean(text, text_mask), vision.mean(dim=1)], dim=1)
-        return (self.weigh(features).softmax(dim=1) * features).sum(dim=1)
+        return features, self.weigh(features).softmax(dim=1)
 
 
 class CoAttentionBlock(nn.Module):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmsr_pt.evaluation.intervals import interval, resampled_means
+from mmsr_pt.evaluation.intervals import case_intervals, interval, resampled_means
 
 
 def simulated(seed: int, of_seeds: float, of_users: float, of_pairs: float, seeds: int, users: int = 150) -> np.ndarray:
@@ -87,3 +87,22 @@ def test_resamples_are_means_of_as_many_users_drawn_with_replacement(monkeypatch
     assert (resampled_means(values, 1000, seed=3) == resampled_means(values, 1000, seed=3)).all()
     monkeypatch.setattr("mmsr_pt.evaluation.intervals._DRAWN_AT_ONCE", 70)
     assert np.allclose(5 * resampled_means(values, 1000, seed=3), times), "memory changes no draw"
+
+
+def test_with_one_case_a_user_cases_are_users() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 40))
+    low, high = np.percentile(resampled_means(values), (2.5, 97.5), axis=0)
+    found = case_intervals(values, np.arange(40))
+    # the same resamples, in float32
+    np.testing.assert_allclose(found, np.stack([low, high], axis=1), atol=1e-6)
+    shuffled = np.random.default_rng(1).permutation(40)
+    np.testing.assert_allclose(case_intervals(values[:, shuffled], shuffled), found, atol=1e-6)
+
+
+def test_cases_of_one_user_come_and_go_together() -> None:
+    """Asked five times the same, a user tells no more than asked once."""
+    values = np.random.default_rng(0).normal(size=(1, 30))
+    five_times = case_intervals(np.repeat(values, 5, axis=1), np.repeat(np.arange(30), 5))
+    np.testing.assert_allclose(five_times, case_intervals(values, np.arange(30)), atol=1e-6)
+    # a lone user is drawn every time, and the mean over the own cases with it
+    np.testing.assert_allclose(case_intervals(np.array([[1.0, 0.0, 0.5]]), np.zeros(3, dtype=int)), [[0.5, 0.5]])

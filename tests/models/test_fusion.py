@@ -249,3 +249,19 @@ def test_an_unknown_fusion_lists_the_known():
         UserError, match=r"unknown fusion 'merg'; known: co, .*, sum\+dnn, vanilla. Did you mean 'merge'\?"
     ):
         fusions["merg"]
+
+
+def test_gates_are_what_the_fusion_multiplies_with():
+    text, vision = tokens()
+    for name in ("gate", "film", "vanilla"):
+        fusion = build(name).eval()
+        weights = fusion.gates(text, MASK, vision)
+        if name == "vanilla":
+            share = weights["text"][:, None]
+            expected = share * masked_mean(text, MASK) + (1 - share) * vision.mean(dim=1)
+        else:
+            picture = fusion.norm(vision.mean(dim=1))
+            passed = weights["gate"] * fusion.vision(picture) if name == "gate" else weights["scale"] * picture
+            expected = fusion.out(passed + weights.get("shift", 0))
+        torch.testing.assert_close(fusion(text, MASK, vision), expected)
+    assert not fusions["sum"].has_gates

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MOST_ITEMS = 2000
 """In the projector, of all domains together: what a browser still turns smoothly."""
 _MOST_GATED, _ONE_IN = 64, 100
-"""Items whose gates are looked at: at most so many, and at most one in so many, so that it takes a hundredth of the
-time of a validation at most."""
+"""Items whose gates are looked at: at most so many, and at most one in so many, so that validation encodes a hundredth
+more at most."""
 _SPRITE = 48
 """Side of a picture in the projector, in pixels."""
 _SHOWN_RUN = ("seed", "epochs", "steps", "patience", "preset")

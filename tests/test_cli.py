@@ -1,11 +1,16 @@
 """The command line on a domain and a model in memory: what it prints, writes and refuses."""
 
+import base64
+import html
+import io
 import json
+import re
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mmsr_pt import cli
@@ -247,6 +252,38 @@ def test_brackets_in_a_title_are_shown_and_not_read_as_markup(capsys, tmp_path):
     assert "[bold]red[/]" in capsys.readouterr().out
 
 
+def test_a_contact_sheet_shows_history_and_recommendations(capsys, small_domain, bundle, tmp_path):
+    user = small_domain.eval.row(5, named=True)
+    ids = small_domain.items["item_id"]
+    known = [ids[row] for row in [*user["history"], user["valid"], user["test"]]]
+    where = ["--model", str(bundle), "--data", str(small_domain.path), "--user", user["user_id"]]
+    cli.main(["recommend", *where, "--top_k", "4", "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    shown = shown_ids(capsys.readouterr().out, small_domain)
+    titles = dict(zip(ids, small_domain.items["title"]))
+    before, _, behind = page.partition("Recommended, best first")
+    assert all(html.escape(titles[item_id]) in behind for item_id in shown)
+    assert all(html.escape(titles[item_id]) in before for item_id in known[-8:]), "those that the model reads"
+    assert (f"{len(known) - 8} older items" in page) == (len(known) > 8)
+    pictures = [base64.b64decode(found) for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)]
+    assert len(pictures) == min(len(known), 8) + 4
+    for picture in pictures:
+        with Image.open(io.BytesIO(picture)) as image:
+            image.load()
+    assert not re.findall(r"https?://|<script|<link", page), "it stands in one file"
+
+
+def test_a_contact_sheet_without_pictures_at_hand(bundle, tmp_path):
+    root = write_table(tmp_path / "shop", [], {"0a": "red <b>scarf</b>", "0b": "blue hat"})
+    cli.main(["encode", "--model", str(bundle), "--items", str(root), "--out", str(tmp_path / "index")])
+    where = ["--model", str(bundle), "--index", str(tmp_path / "index"), "--history", "0a"]
+    cli.main(["recommend", *where, "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "red &lt;b&gt;scarf" in page
+    assert "blue hat" in page
+    assert page.count("no picture") >= 2
+
+
 def test_a_catalogue_is_encoded_once_and_recommended_from(capsys, small_domain, bundle, tmp_path, monkeypatch):
     where, index = ["--model", str(bundle)], str(tmp_path / "index")
     history = ["--history", small_domain.items["item_id"][7]]
@@ -312,6 +349,7 @@ def test_the_index_of_another_domain_is_refused(capsys, bundle, small_domain, tm
         (["encode", "--out", "x", "--batch_size", "0"], "--batch_size 0 must be at least 1"),
         (["recommend"], "give one of --user U and --history"),
         (["recommend", "--user", "user1", "--history", "id001"], "give one of --user U and --history"),
+        (["recommend", "--user", "user1", "--out", "no/such/page.html"], "there is no directory no/such"),
         (["recommend", "--user", "user1", "--top_k", "0"], "--top_k 0 must be at least 1"),
         (["recommend", "--user", "user99"], "did you mean"),
         (["recommend", "--history", "id001,id999"], "unknown item 'id999'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -21,6 +22,13 @@ def require(condition: bool, sentence: str) -> None:
     """Raises UserError with that sentence where the condition does not hold."""
     if not condition:
         raise UserError(sentence)
+
+
+def require_file(path: Path | None, flag: str) -> None:
+    """Raises UserError where `flag` names something that cannot become a file."""
+    if path is not None:
+        require(not path.is_dir(), f"{flag} {path} is a directory: name a file")
+        require(path.parent.is_dir(), f"{flag} {path}: there is no directory {path.parent}; make it first")
 
 
 def open_plain_model(reference: str) -> MMSRModel:

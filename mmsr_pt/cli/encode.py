@@ -8,7 +8,7 @@ import polars as pl
 from safetensors.torch import save_file
 
 from mmsr_pt.catalogue_index import CatalogueIndex, SearchName
-from mmsr_pt.cli.common import open_model, open_plain_model, require, shown_source
+from mmsr_pt.cli.common import open_model, open_plain_model, require, require_file, shown_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.item_list import read_item_list
 from mmsr_pt.evaluation.processes import processes
@@ -40,7 +40,8 @@ def encode_command(
     """
     require((data is None) != (items is None), "give one of --data DOMAIN and --items DIRECTORY")
     require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
-    require(out.suffix not in (PARQUET, SAFETENSORS) or not out.is_dir(), f"--out {out} is a directory: name a file")
+    if out.suffix in (PARQUET, SAFETENSORS):
+        require_file(out, "--out")
     require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}; make it first")
     if data is not None:
         domain = Domain.load(data)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from mmsr_pt.cli.common import open_model, require, shown_source
+from mmsr_pt.cli.common import open_model, require, require_file, shown_source
 from mmsr_pt.data.domain import COLD_BELOW, Domain
 from mmsr_pt.evaluation.cases import ProtocolName, Split, UserSample, questions
 from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
@@ -65,10 +65,8 @@ def evaluate_command(
         protocol != "cold" or split == "test",
         f"--split {split} is for --protocol leave-one-out: leave it out, cold items are asked for wherever they stand",
     )
-    for flag, file in (("--out", out), ("--ranks", ranks)):
-        if file is not None:
-            require(not file.is_dir(), f"{flag} {file} is a directory: name a file")
-            require(file.parent.is_dir(), f"{flag} {file}: there is no directory {file.parent}; make it first")
+    require_file(out, "--out")
+    require_file(ranks, "--ranks")
     names = short_names(model)
     state = processes()
     domain = Domain.load(data, max_users, seed)

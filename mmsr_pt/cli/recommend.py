@@ -10,11 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmsr_pt.catalogue_index import CatalogueIndex
-from mmsr_pt.cli.common import open_model, open_plain_model, require, shown_source
+from mmsr_pt.cli.common import open_model, open_plain_model, require, require_file, shown_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import wide_console
+from mmsr_pt.pages.contact_sheet import contact_sheet
 from mmsr_pt.recommend import Recommendation, history_of_user, rows_of_items
+from mmsr_pt.run_dir import write_text
 
 
 def recommend_command(
@@ -24,6 +26,7 @@ def recommend_command(
     history: str | None = None,
     index: Path | None = None,
     top_k: int = 10,
+    out: Path | None = None,
     batch_size: int = 256,
 ) -> None:
     """Show the items that the model ranks highest behind a history; seen items are left out.
@@ -35,6 +38,7 @@ def recommend_command(
         history: Item ids, oldest first, separated by commas.
         index: What mmsr-pt encode made of the catalogue with this model; none given: it is encoded now.
         top_k: How many items to show.
+        out: An HTML file too: history and recommendations with their pictures, all in the one file.
         batch_size: Items encoded at once.
     """
     require((user is None) != (history is None), "give one of --user U and --history ID,ID,...")
@@ -42,6 +46,7 @@ def recommend_command(
     require(data is not None or user is None, f"--user {user} is a user of a domain: give --data DOMAIN too")
     require(top_k >= 1, f"--top_k {top_k} must be at least 1")
     require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
+    require_file(out, "--out")
     # the request is checked before the model is loaded: a mistyped id shows at once
     domain = None if data is None else Domain.load(data)
     item_ids = [item_id.strip() for item_id in (history or "").split(",") if item_id.strip()]
@@ -61,6 +66,10 @@ def recommend_command(
         behind = f"user {user}" if user is not None else f"{len(item_ids)} items"
         name = catalogue.domain["name"] if catalogue.domain else f"{len(catalogue):,} items"
         wide_console().print(_recommendations_table(found, f"{name}, behind {behind}"))
+        if out is not None:
+            most = opened.recommender.config.max_history
+            page = contact_sheet(f"{name}: behind {behind}", model, most, catalogue, domain, item_ids, found)
+            write_text(out, page)
 
 
 def _require_same(catalogue: CatalogueIndex, domain: Domain | None, index: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from mmsr_pt.cli.common import require, shown_source
+from mmsr_pt.cli.common import require, require_file, shown_source
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.report.page import write_report
@@ -28,9 +28,7 @@ def report_command(
         batch_size: Items encoded at once.
     """
     require(batch_size >= 1, f"--batch_size {batch_size} must be at least 1")
-    if out is not None:
-        require(not out.is_dir(), f"--out {out} is a directory: name a file")
-        require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}; make it first")
+    require_file(out, "--out")
     file = write_report(run, out, data, shown_source, batch_size)
     if processes().is_main_process:
         size = file.stat().st_size / 1e6

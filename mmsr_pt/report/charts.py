@@ -23,8 +23,8 @@ from mmsr_pt.figures.vectors import (
     user_numbers,
 )
 from mmsr_pt.model import MMSRModel
+from mmsr_pt.pages.cards import data_uri
 from mmsr_pt.report.tested import Row
-from mmsr_pt.report.users import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

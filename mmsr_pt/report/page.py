@@ -7,7 +7,6 @@ Everything it needs stands in the one file, pictures too; what people wrote (tit
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmsr_pt.cache import open_cache
 from mmsr_pt.card import kind
@@ -29,6 +27,7 @@ from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.figures.canvas import require_drawing
 from mmsr_pt.model import MMSRModel
+from mmsr_pt.pages.render import render
 from mmsr_pt.report.charts import Chart, slices, vectors
 from mmsr_pt.report.opened import OpenedRun, open_run
 from mmsr_pt.report.progress import SHOWN_METRICS, best_step, rates, throughput_charts, training_charts
@@ -116,23 +115,10 @@ def write_report(
     require_drawing()
     run = open_run(run_dir, data)
     file = out or run_dir / REPORT
-    html = render(describe(run, source, batch_size))
+    html = render("report.html", describe(run, source, batch_size))
     if processes().is_main_process:
         write_text(file, html)
     return file
-
-
-def render(page: Page) -> str:
-    """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("mmsr_pt.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
-    # in the order of the table, where Jinja's own groupby would sort
-    environment.filters["by_slice"] = lambda rows: [
-        (name, list(beside)) for name, beside in itertools.groupby(rows, key=lambda row: row.slice)
-    ]
-    return environment.get_template("template.html").render(page=page)
 
 
 def describe(run: OpenedRun, source: Callable[[MMSRModel, Domain], ItemSource], batch_size: int) -> Page:

@@ -5,48 +5,24 @@ Shapes: U users, N items of the catalogue, D width.
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mmsr_pt.data.domain import COLD_BELOW, IMAGE, Domain
-from mmsr_pt.data.thumbnails import thumbnail
+from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.cases import LeaveOneOut
 from mmsr_pt.evaluation.evaluate import catalogue_ranker, catalogue_scorer
 from mmsr_pt.evaluation.ranking import Ranker, Scorer, ScoreRanker, rank_targets
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.recommender import Recommender
+from mmsr_pt.pages.cards import Card, Shelf
 from mmsr_pt.recommend import recommend
 
 TOP_K = 10
 NUM_USERS = 6
-THUMBNAIL = 160
-"""Longer side in pixels: sharp at the 112 of the page on most screens."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """An item as the page shows it."""
-
-    item_id: str
-    title: str
-    """Empty where the domain has no titles."""
-    picture: str | None
-    """A data URI; None where the domain has no pictures."""
-    train_count: int
-    is_hit: bool = False
-    """Whether it is the held-out item of the user for whom it stands here."""
-
-    @property
-    def is_cold(self) -> bool:
-        """See COLD_BELOW."""
-        return self.train_count < COLD_BELOW
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ def shown_users(
     scorers: tuple[Scorer, ...] = (catalogue_scorer(model, catalogue), popularity)
     rankers: tuple[Ranker, ...] = (catalogue_ranker(model, catalogue), ScoreRanker(popularity, domain.num_items))
     ranks = [rank_targets(ranker, questions).tolist() for ranker in rankers]
-    shelf = _Shelf(domain)
+    shelf = Shelf(domain)
     shown = []
     for number, user in enumerate(frame.iter_rows(named=True)):
         before, target = [*user["history"], user["valid"]], user["test"]
@@ -116,30 +92,3 @@ def _drawn(users: pl.DataFrame, hits: pl.Series | None, num_users: int) -> pl.Da
     num_hits = min(len(with_hit), max(num_users // 2, num_users - len(without)))
     chosen = [*np.sort(with_hit[:num_hits]), *np.sort(without[: num_users - num_hits])]
     return users[chosen]
-
-
-class _Shelf:
-    """The items of a domain as cards; each picture is made small once."""
-
-    def __init__(self, domain: Domain) -> None:
-        self._domain, self._titles, self._counts = domain, domain.titles(), domain.train_count()
-        self._ids = domain.items["item_id"]
-        self._pictures: dict[int, str | None] = {}
-
-    def card(self, row: int, target: int | None = None) -> Card:
-        if row not in self._pictures:
-            has_picture = IMAGE in self._domain.modalities
-            self._pictures[row] = as_jpeg_uri(thumbnail(self._domain, row, THUMBNAIL)) if has_picture else None
-        return Card(self._ids[row], self._titles[row], self._pictures[row], int(self._counts[row]), row == target)
-
-
-def as_jpeg_uri(picture: Image.Image) -> str:
-    """A picture as what may stand in `src`."""
-    file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82)
-    return data_uri("image/jpeg", file.getvalue())
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """Bytes as what may stand in `src`."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

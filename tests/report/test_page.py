@@ -19,9 +19,10 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.shards.build import BuildOptions, build_domain
 from mmsr_pt.data.sources.synthetic import Synthetic
+from mmsr_pt.pages.cards import Card
+from mmsr_pt.pages.render import render
 from mmsr_pt.report.opened import open_run
-from mmsr_pt.report.page import Page, describe, render
-from mmsr_pt.report.users import Card
+from mmsr_pt.report.page import Page, describe
 from mmsr_pt.run_dir import metric_lines, read_ranks
 from tests.report.runs import SMALL, begun, finished, validated
 
@@ -67,7 +68,7 @@ def page_of(run_dir: Path) -> Page:
 def finished_page(tmp_path_factory: pytest.TempPathFactory, small_domain: Domain) -> tuple[Path, Page, str]:
     run_dir = finished(tmp_path_factory.mktemp("finished") / "run", small_domain)
     page = page_of(run_dir)
-    return run_dir, page, render(page)
+    return run_dir, page, render("report.html", page)
 
 
 def test_the_page_needs_nothing_but_itself(finished_page: tuple[Path, Page, str]) -> None:
@@ -139,10 +140,10 @@ def test_users_are_shown_with_what_the_test_asked(finished_page: tuple[Path, Pag
 def test_what_people_wrote_stays_text(finished_page: tuple[Path, Page, str]) -> None:
     page, evil = finished_page[1], "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
     section = page.sections[0]
-    card = Card(evil, evil, None, 3, True)
+    card = Card(evil, evil, None, evil, True)
     user = replace(section.users[0], user_id=evil, history=[card], target=card)
     hostile = replace(page, title=evil, run_dir=evil, sections=[replace(section, name=evil, about=evil, users=[user])])
-    read = Reader(render(hostile))
+    read = Reader(render("report.html", hostile))
     assert not read.all("script")
     assert len(read.all("img")) == sum(
         len(charts)
@@ -153,7 +154,7 @@ def test_what_people_wrote_stays_text(finished_page: tuple[Path, Page, str]) -> 
 
 
 def test_a_run_under_way_says_what_is_missing(tmp_path: Path, small_domain: Domain) -> None:
-    text = Reader(render(page_of(begun(tmp_path / "begun", small_domain)))).text
+    text = Reader(render("report.html", page_of(begun(tmp_path / "begun", small_domain)))).text
     for sentence in (
         "No step has been logged yet.",
         "The model has not been validated yet.",
@@ -166,7 +167,7 @@ def test_a_run_under_way_says_what_is_missing(tmp_path: Path, small_domain: Doma
     assert page.sections[0].users
     assert page.sections[0].vector_charts
     assert ("training", "15 users/s", "median over the run") in page.tiles
-    text = Reader(render(page)).text
+    text = Reader(render("report.html", page)).text
     assert "The test at the end of the run has not been done yet" in text
     assert "kept: the model of step 2" in text
     assert "Drawn by chance. " in text, "nobody's hits are known"
@@ -183,7 +184,7 @@ def test_items_without_picture_or_title(tmp_path: Path, modality: str) -> None:
     domain = drawn(tmp_path / "domain", modality)
     parts = {"text": {"vision": "none"}, "image": {"text": "none"}}[modality]
     page = page_of(finished(tmp_path / "run", domain, model=replace(SMALL, **parts)))
-    read = Reader(render(page))
+    read = Reader(render("report.html", page))
     assert ("no picture" in read.text) == (modality == "text")
     assert page.title == {"text": "MMSR-T on domain", "image": "MMSR-V on domain"}[modality]
     section = page.sections[0]
@@ -193,7 +194,7 @@ def test_items_without_picture_or_title(tmp_path: Path, modality: str) -> None:
     assert user.target.item_id not in read.text
     user = replace(user, target=replace(user.target, title=""))
     untitled = replace(page, sections=[replace(section, users=[user])])
-    assert user.target.item_id in Reader(render(untitled)).text, "the id stands where there is no title"
+    assert user.target.item_id in Reader(render("report.html", untitled)).text, "the id stands where there is no title"
 
 
 def test_an_id_model_and_two_domains(tmp_path: Path, small_domain: Domain) -> None:

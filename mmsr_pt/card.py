@@ -26,6 +26,7 @@ def domain_entry(domain: Domain) -> dict[str, Any]:
         "name": domain.name,
         "fingerprint": domain.fingerprint,
         "users": domain.num_users,
+        "training_users": domain.max_users or domain.num_users,
         "items": domain.num_items,
         "source": domain.meta["source"],
         "licence": domain.meta["licence"],
@@ -68,8 +69,10 @@ def model_card(
 # {kind(config)}, trained on {names}{start}
 
 A sequential recommender: it reads the newest {config.max_history} items of a user's history and scores every item of a
-catalogue as the next one. {_what_an_item_is(config)} Made with mmsr_pt; parts, formulas and
-protocol follow the MMSR paper ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).
+catalogue as the next one. {_what_an_item_is(config)}
+
+Made with mmsr_pt; parts, formulas and protocol follow the MMSR paper
+([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).
 
 | part | choice |
 | --- | --- |
@@ -135,6 +138,8 @@ def _header(
 
 def _domain_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     users, items = (f"{entry[key]:,}" if key in entry else _NOT_STATED for key in ("users", "items"))
+    if entry.get("training_users") != entry.get("users"):
+        users = f"{entry['training_users']:,} of {users}"
     rights = f"{entry['source']}: {entry['licence']}" if "licence" in entry else _NOT_STATED
     return entry["name"], users, items, rights, f"`{entry['fingerprint'][:16]}`"
 
@@ -151,8 +156,8 @@ def _what_training_holds(has_training: bool) -> str:
     if not has_training:
         return ""
     return (
-        "\n`training/` says how they were trained: flags (`config.json`), DeepSpeed (`ds_config.json`), every figure\n"
-        "(`metrics.jsonl`, fractions) and curves (`tensorboard/`). Local paths are shortened to their last name.\n"
+        " `training/` says how they were trained: flags (`config.json`), DeepSpeed (`ds_config.json`), every figure "
+        "(`metrics.jsonl`, fractions) and curves (`tensorboard/`); local paths are shortened to their last name."
     )
 
 
@@ -163,8 +168,9 @@ def _what_comes_along(config: ModelConfig) -> str:
             "content or histories do, where their settings are the same."
         )
     return (
-        "Towers come with their tokenizer from here, without their original files; projections, fusion and sequence\n"
-        "encoder come along where their settings are the same. Settings that no flag gives are those of this model."
+        "Towers come with their tokenizer from here, without their original files; projections, fusion and "
+        "sequence encoder come along where their settings are the same. Settings that no flag gives are those of this "
+        "model."
     )
 
 
@@ -176,17 +182,17 @@ def _limits(config: ModelConfig) -> str:
     )
     return (
         f"{known} It has learnt what people of its training data did next, with all that decided what they were "
-        "shown,\nand repeats it. Figures are of the domains named above, on held-out items of users that it was "
-        "trained on; they\ntell nothing of other people, and little of other times. Of what pretrained towers have "
-        "learnt elsewhere, their\nown cards tell."
+        "shown, and repeats it. Figures are of the domains named above, on held-out items of users that it was "
+        "trained on; they tell nothing of other people, and little of other times. Of what pretrained towers have "
+        "learnt elsewhere, their own cards tell."
     )
 
 
 def _about_licence(licence: str | None) -> str:
     data = (
         "Titles and pictures are not part of this repository; the notes on the training data above are those of its "
-        "sources,\nand may restrict what the weights may be used for. Pretrained towers, where there are any, "
-        "come under licences\nof their own."
+        "sources, and may restrict what the weights may be used for. Pretrained towers, where there are any, "
+        "come under licences of their own."
     )
     if licence is None:
         return f"Who published these weights stated no licence for them. {data}"

@@ -20,9 +20,10 @@ from pathlib import Path
 from mmsr_pt.card import CARD_FILE, model_card
 from mmsr_pt.card_figures import figures_of, tested_step, validation_ndcg
 from mmsr_pt.config import ModelConfig, from_dict
-from mmsr_pt.data.preprocess import PREPROCESSOR_FILE
+from mmsr_pt.data.preprocess import PREPROCESSOR_FILE, Preprocessor
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
+from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.places import without_places
 from mmsr_pt.run_dir import BUNDLE, CONFIGS, METRICS, TENSORBOARD, metric_lines, write_text
 from mmsr_pt.training.checkpoint import MODEL, CheckpointManager, is_checkpoint, read_weights
@@ -89,6 +90,9 @@ def lay_out(origin: Origin, directory: Path, repo_id: str, licence: str | None =
         assert origin.checkpoint is not None
         _make_bundle(origin.checkpoint, origin.run, directory)
     _shorten_places(directory / bundle.CONFIG_FILE)
+    # what cannot be loaded here can be loaded nowhere
+    Recommender.load(directory)
+    Preprocessor.load(directory)
     if origin.run is not None:
         _take_training(origin.run, directory / TRAINING)
     return write_card(directory, repo_id, licence, origin.run)
@@ -140,7 +144,6 @@ def _take_bundle(source: Path, directory: Path) -> None:
             path.unlink()
     else:
         raise UserError(f"{source} is replaced over and over: publish one of the run's checkpoints")
-    bundle.weight_files(directory)
 
 
 def _link(source: Path, target: Path) -> None:

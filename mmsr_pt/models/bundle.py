@@ -83,15 +83,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the bundle's weights.
-
-    Raises:
-        UserError: one that the index names is missing, or there are weights both with and without index.
-    """
-    return list(_names_by_file(directory))
-
-
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """The bundle's weights by name, on the CPU; raises UserError where a file is damaged, missing or not as indexed."""
     weights: dict[str, Tensor] = {}

@@ -248,30 +248,35 @@ def consolidated(directory: Path, stage: int) -> dict[str, Tensor]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         with _reading_safely():
-            found = _of_one_rank(directory) if stage == 0 else _of_all_ranks(directory)
+            found = _of_one_rank(directory) if stage == 0 else _of_all_ranks(directory, stage)
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"{directory} is incomplete or damaged ({reason(error)}): use another checkpoint") from error
     inside = {name.removeprefix(_IN_TASK): value for name, value in found.items() if name.startswith(_IN_TASK)}
     return {name: value.float() if value.is_floating_point() else value for name, value in inside.items()}
 
 
-def _of_all_ranks(directory: Path) -> dict[str, Tensor]:
+def _of_all_ranks(directory: Path, stage: int) -> dict[str, Tensor]:
     """From ZeRO 1 to 3."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     _quieten()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        return get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
+        masters = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
+    # of stage 1 DeepSpeed's function leaves frozen weights out; below 3 every rank has them whole
+    return masters if stage == 3 else {**_states_of_rank_0(directory)["module"], **masters}
 
 
 def _of_one_rank(directory: Path) -> dict[str, Tensor]:
     """Without ZeRO each rank has all; trained weights in bf16 have masters in float32."""
-    path = directory / _TAG / "mp_rank_00_model_states.pt"
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = _states_of_rank_0(directory)
     masters = (saved["optimizer"] or {}).get("fp32_groups", [])
     for names, group in zip(saved[_NAMES_OF_MASTERS], masters, strict=True):
         saved["module"].update((_IN_TASK + name, master) for name, master in zip(names, group, strict=True))
     return saved["module"]
+
+
+def _states_of_rank_0(directory: Path) -> dict[str, Any]:
+    return torch.load(directory / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
 
 
 @contextmanager

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import httpx2
 
 from mmsr_pt.evaluation.evaluate import BASELINES
 from mmsr_pt.log import UserError, reason
-from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE
+from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE, is_bundle
 from mmsr_pt.run_dir import BUNDLE
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt"]
+_UNWANTED = ["*/*"]
+"""What lies in directories: how a model was trained is no part of it."""
 
 
 def find_bundle(
@@ -39,7 +45,7 @@ def find_bundle(
     path = Path(reference).expanduser()
     if path.is_dir():
         for directory in (path / BUNDLE, path):
-            if (directory / WEIGHTS_FILE).is_file() and (directory / CONFIG_FILE).is_file():
+            if is_bundle(directory):
                 return directory
         if (path / "ds_config.json").is_file():
             raise UserError(
@@ -51,7 +57,7 @@ def find_bundle(
         )
     if path.exists():
         raise UserError(f"{flag} {reference} is a file: give the run directory or the bundle directory it belongs to")
-    if not _HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
+    if not HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
         raise UserError(f"there is no directory {reference}: give a run directory, a bundle or a hub id like user/name")
     return _download(reference, revision, token, cache_dir, local_files_only)
 
@@ -100,13 +106,52 @@ def _download(
     try:
         directory = Path(
             snapshot_download(
-                hub_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+                hub_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                # no pickles, no code, whatever else the repository holds
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx2.HTTPError) as error:
         raise UserError(
             f"{hub_id} is neither a directory here nor a model that could be had from the hub ({reason(error)})"
         ) from error
-    if not (directory / WEIGHTS_FILE).is_file():
+    if not is_bundle(directory):
         raise UserError(f"the hub's {hub_id} has no {WEIGHTS_FILE}: it is not a model of this toolkit")
+    _require_true_copies(hub_id, directory)
     return directory
+
+
+def _require_true_copies(hub_id: str, directory: Path) -> None:
+    """Refuses files that are not what the hub has, which names each in the cache by a hash of its content.
+
+    The library itself compares sizes only. Where the cache has no links (some file systems of Windows) nothing can be
+    told here, and only the weights' own header shows whether they are whole.
+    """
+    for path in sorted(directory.iterdir()):
+        kept = path.resolve()
+        hashed = _HASHES.get(len(kept.name)) if kept.parent.name == "blobs" else None
+        if hashed is not None and hashed(kept) != kept.name:
+            raise UserError(
+                f"{path.name} of {hub_id} came from the hub damaged, or was changed in the cache since: remove {kept} "
+                "and give the same command again"
+            )
+
+
+def _git_hash(path: Path) -> str:
+    """Of a small file, as git names its content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_HASHES: dict[int, Callable[[Path], str]] = {40: _git_hash, 64: _sha256}
+"""By the length of a hash: of files that stand in git, and of those that are stored apart for their size."""

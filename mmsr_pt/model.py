@@ -5,6 +5,7 @@
     model = MMSRModel.from_pretrained("runs/mine")      # a run directory, a bundle or a hub id
     shop = model.index([{"id": "7", "title": "red scarf", "image": "scarf.jpg"}, ...])
     model.recommend(history=[{"title": "blue hat", "image": "hat.jpg"}], catalogue=shop, top_k=10)
+    model.push_to_hub("user/name")
 
 Needs no DeepSpeed and no file of the pretrained towers.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +36,11 @@ from mmsr_pt.evaluation.ranking import CHUNK_SCORES, CHUNK_USERS
 from mmsr_pt.histories import HistoryItem, is_known, row_of, seen_rows, table_of
 from mmsr_pt.hub import find_bundle
 from mmsr_pt.log import UserError
+from mmsr_pt.models.bundle import MAX_SHARD_SIZE
 from mmsr_pt.models.recommender import Recommender
+from mmsr_pt.publish import Origin, lay_out
 from mmsr_pt.recommend import Recommendation, best_unseen, described
+from mmsr_pt.upload import Target, check_licence, upload
 
 _PROBES = ("Red cotton T-shirt, 2 pcs", "Ünïcode naïve café", "红色 围巾", "")
 """Titles whose tokens tell tokenizers apart."""
@@ -88,10 +93,50 @@ class MMSRModel:
         )
         return cls(Recommender.load(directory), Preprocessor.load(directory), str(directory))
 
-    def save_pretrained(self, directory: Path | str) -> None:
-        """Writes the files that `from_pretrained` reads: configuration, weights, tokenizer and preprocessing."""
-        self.recommender.save(Path(directory))
+    def save_pretrained(self, directory: Path | str, *, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+        """Writes the files that `from_pretrained` reads: configuration, weights, tokenizer and preprocessing.
+
+        Args:
+            directory: made if it is not there.
+            max_shard_size: bytes of weights above which they stand in several files.
+        """
+        self.recommender.save(Path(directory), max_shard_size=max_shard_size)
         self.preprocessor.save(Path(directory))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        create_pr: bool = False,
+        license: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Publishes the model with a card in one commit; `mmsr-pt publish` adds how its run went.
+
+        Args:
+            repo_id: user/name, made if it is not there.
+            revision: branch, made if it is not there; None: main.
+            private: make the repository a private one, if it is made now.
+            create_pr: propose the commit instead of making it.
+            license: of the weights, as the hub spells it; None: the card says that none was stated.
+            token: the hub's; none given: the one of `hf auth login` or HF_TOKEN.
+
+        Returns:
+            The address of the commit, of the pull request, or of the commit that held these very bytes.
+
+        Raises:
+            UserError: it failed, with what to do; the repository holds what it held.
+        """
+        target = Target(repo_id, revision, private, create_pr)
+        check_licence(license)
+        with tempfile.TemporaryDirectory(prefix="mmsr-pt-publish-") as scratch:
+            self.save_pretrained(Path(scratch) / "model")
+            (Path(scratch) / "laid out").mkdir()
+            origin = Origin(Path(scratch) / "model", None, None)
+            what = lay_out(origin, Path(scratch) / "laid out", repo_id, license)
+            return upload(Path(scratch) / "laid out", target, f"Upload {what}", token).url
 
     @property
     def device(self) -> torch.device:

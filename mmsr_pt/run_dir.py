@@ -19,7 +19,9 @@ from mmsr_pt.log import UserError, naming_a_full_disk
 
 BUNDLE = "model"
 TEST_RANKS = "test_ranks.parquet"
-_CONFIGS = {"config.json", "ds_config.json"}
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+CONFIGS = ("config.json", "ds_config.json")
 
 
 def choose(config: PretrainConfig, domain_name: str) -> Path:
@@ -31,10 +33,10 @@ def choose(config: PretrainConfig, domain_name: str) -> Path:
     run_dir = config.run.run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{domain_name}"
     _require_directory(run_dir)
     found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")} if run_dir.exists() else set()
-    is_run = found >= _CONFIGS
+    is_run = found >= set(CONFIGS)
     if found and not is_run:
         raise UserError(
-            f"--run_dir {run_dir} holds something else ({min(found - _CONFIGS, default='half a run')}): "
+            f"--run_dir {run_dir} holds something else ({min(found - set(CONFIGS), default='half a run')}): "
             "name an empty or new directory"
         )
     if config.run.resume and not is_run:
@@ -120,11 +122,11 @@ class MetricsLog:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        path = run_dir / "metrics.jsonl"
+        path = run_dir / METRICS
         if path.exists():
             write_text(path, "".join(f"{line}\n" for line in _lines_up_to(path, step, without_figures_of)))
         self._file = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1 if step else None)
         self._has_several = len(domains) > 1
 
     def train(self, line: Mapping[str, Any]) -> None:
@@ -163,7 +165,7 @@ class MetricsLog:
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     """What stands in a run's metrics.jsonl; nothing where there is none yet."""
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / METRICS
     return list(_entries(path)) if path.is_file() else []
 
 

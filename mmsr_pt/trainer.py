@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -280,7 +281,8 @@ class Trainer:
         standing.under_evaluation = background.step
         state = {"progress": {"step": self.step, **dataclasses.asdict(standing)}, "order": self._order_state()}
         with naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on()):
-            self.checkpoints.save(self.engine, self.step, state)
+            beside = functools.partial(self.validation.write_bundle_without_weights, step=self.step)
+            self.checkpoints.save(self.engine, self.step, state, beside)
         background.checkpointed()
 
     def _order_state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmsr_pt.background import BackgroundEvaluation
 from mmsr_pt.cache import ItemCache
-from mmsr_pt.card import CARD_FILE, model_card
+from mmsr_pt.card import CARD_FILE, domain_entry, model_card
 from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
@@ -98,7 +98,7 @@ class Validation:
         if self._config.run.async_eval and step > 0:  # before the first step nothing could go on meanwhile
             self.take_up(wait=True)
             state = self._engine.state_dict_on_rank0()
-            self.background.start(step, lambda directory: self._write_snapshot(directory, state or {}))
+            self.background.start(step, lambda directory: self._write_snapshot(directory, state or {}, step))
             return
         lines: list[EvalLine] = []
         users = UserSample(self._config.run.eval_users, self._config.run.seed)
@@ -187,7 +187,8 @@ class Validation:
         """Writes the model as it stands into the run's bundle."""
         state = self._engine.state_dict_on_rank0()
         if state is not None:
-            self._replace_bundle(lambda directory: self._write_model(directory, state))
+            step = self.standing.best_step
+            self._replace_bundle(lambda directory: self._write_model(directory, state, step))
         barrier()
 
     def _adopt(self, snapshot: Path) -> None:
@@ -196,30 +197,34 @@ class Validation:
             self._replace_bundle(lambda directory: shutil.copytree(snapshot, directory, dirs_exist_ok=True))
         barrier()
 
-    def _write_snapshot(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+    def _write_snapshot(self, directory: Path, state: Mapping[str, Tensor], step: int) -> None:
         with naming_a_full_disk(directory, self._checkpoints.how_to_go_on()):
-            self._write_model(directory, state)
+            self._write_model(directory, state, step)
 
-    def _write_model(self, directory: Path, state: Mapping[str, Tensor]) -> None:
-        trained_on = [*self._trained_before(), *self._own_domains()]
-        self._engine.model.save(directory, state_dict=state, trained_on=trained_on)
+    def _write_model(self, directory: Path, state: Mapping[str, Tensor], step: int) -> None:
+        self._engine.model.save(directory, state_dict=state, trained_on=self._trained_on(), step=step)
         self._preprocessor.save(directory)
 
-    def _own_domains(self) -> list[dict[str, str]]:
-        return [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in self._domains]
+    def write_bundle_without_weights(self, directory: Path, step: int) -> None:
+        """Writes what a bundle of the model at `step` has beside its weights."""
+        self._engine.model.save_config(directory, trained_on=self._trained_on(), step=step)
+        self._preprocessor.save(directory)
 
-    def _trained_before(self) -> list[dict[str, str]]:
+    def _trained_on(self) -> list[dict[str, Any]]:
+        return [*self._trained_before(), *(domain_entry(domain) for domain in self._domains)]
+
+    def _trained_before(self) -> list[dict[str, Any]]:
         """The domains that the model had been trained on when this run began, without the run's own."""
-        own = self._own_domains()
-        return [domain for domain in self._engine.model.trained_on if domain not in own]
+        own = {domain.fingerprint for domain in self._domains}
+        return [entry for entry in self._engine.model.trained_on if entry["fingerprint"] not in own]
 
     def _replace_bundle(self, write_model: Callable[[Path], object]) -> None:
         def write(directory: Path) -> None:
             write_model(directory)
             best = self.standing
             joins_itself = self._engine.model.item_encoder.joins_itself
-            before = [domain["name"] for domain in self._trained_before()]
-            card = model_card(self._config.model, self._domains, best.best_step, best.best_ndcg, joins_itself, before)
+            own, before = [domain_entry(domain) for domain in self._domains], self._trained_before()
+            card = model_card(self._config.model, own, best.best_step, best.best_ndcg, joins_itself, before)
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
         with naming_a_full_disk(self._run_dir / BUNDLE, self._checkpoints.how_to_go_on()):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from mmsr_pt.card import kind, model_card
+from mmsr_pt.card import domain_entry, kind, model_card
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
 
@@ -26,7 +26,7 @@ NONE = "none"
 )
 def test_it_says_what_the_model_is(small_domain: Domain, config: ModelConfig, name: str, content: str) -> None:
     assert kind(config) == name
-    card = model_card(config, [small_domain], step=40, validation_ndcg=0.12345)
+    card = model_card(config, [domain_entry(small_domain)], step=40, validation_ndcg=0.12345)
     assert f"# {name}, trained on {small_domain.name}\n" in card
     assert content in card
     assert "step 40" in card
@@ -38,7 +38,7 @@ def test_it_says_what_the_model_is(small_domain: Domain, config: ModelConfig, na
 
 def test_it_names_every_domain_with_its_licence_and_both_commands(small_domain: Domain) -> None:
     other = Domain(small_domain.path, {**small_domain.meta, "name": "other", "licence": "ours | yours"})
-    card = model_card(ModelConfig(), [small_domain, other], step=1, validation_ndcg=0.5)
+    card = model_card(ModelConfig(), [domain_entry(d) for d in (small_domain, other)], step=1, validation_ndcg=0.5)
     for domain in (small_domain, other):
         assert f"| {domain.name} | {domain.num_users:,} | {domain.num_items:,} | " in card
     assert small_domain.meta["licence"] in card
@@ -49,23 +49,28 @@ def test_it_names_every_domain_with_its_licence_and_both_commands(small_domain: 
 
 def test_a_deep_vlp_is_not_said_to_have_a_fusion(small_domain: Domain) -> None:
     config = ModelConfig(vlp="hf:facebook/flava-full")
-    assert "| fusion | none: the first joins both |" in model_card(config, [small_domain], 1, 0.5, joins_itself=True)
-    assert "| fusion | concat |" in model_card(config, [small_domain], 1, 0.5)
+    assert "| fusion | none: the first joins both |" in model_card(
+        config, [domain_entry(small_domain)], 1, 0.5, joins_itself=True
+    )
+    assert "| fusion | concat |" in model_card(config, [domain_entry(small_domain)], 1, 0.5)
 
 
 def test_the_hub_can_read_its_header(small_domain: Domain) -> None:
-    header = ModelCard(model_card(ModelConfig(), [small_domain], 1, 0.5)).data
+    header = ModelCard(model_card(ModelConfig(), [domain_entry(small_domain)], 1, 0.5)).data
     assert header.library_name == "mmsr_pt"
     assert "multimodal" in header.tags
-    assert "multimodal" not in ModelCard(model_card(ModelConfig(item="id"), [small_domain], 1, 0.5)).data.tags
+    assert (
+        "multimodal"
+        not in ModelCard(model_card(ModelConfig(item="id"), [domain_entry(small_domain)], 1, 0.5)).data.tags
+    )
 
 
 def test_local_directories_are_told_by_their_last_name(small_domain: Domain, tmp_path: Path) -> None:
     (tmp_path / "minilm").mkdir()
     config = ModelConfig(text=f"hf:{tmp_path}/minilm", vision="timm:local-dir:/far/away/lite0")
-    card = model_card(config, [small_domain], 1, 0.5)
+    card = model_card(config, [domain_entry(small_domain)], 1, 0.5)
     assert "`hf:minilm` (a local copy)" in card
     assert "`timm:local-dir:lite0` (a local copy)" in card
     assert str(tmp_path) not in card
     assert "/far/away" not in card
-    assert "`hf:user/name`" in model_card(ModelConfig(text="hf:user/name"), [small_domain], 1, 0.5)
+    assert "`hf:user/name`" in model_card(ModelConfig(text="hf:user/name"), [domain_entry(small_domain)], 1, 0.5)

@@ -4,12 +4,14 @@
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt encode    --model runs/first --data data/hm --out hm-index
     mmsr-pt serve     --model runs/first --index hm-index
+    mmsr-pt publish   --model runs/first --repo_id user/name
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
     mmsr-pt report    runs/first
     mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
 
-The first four run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
+evaluate, recommend, encode and cache run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m
+mmsr_pt.cli ...`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tyro
 from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
+from mmsr_pt.cli.publish import publish_command
 from mmsr_pt.cli.recommend import recommend_command
 from mmsr_pt.cli.report import report_command
 from mmsr_pt.cli.serve import serve_command
@@ -36,6 +39,7 @@ app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)
 app.command(name="encode")(encode_command)
 app.command(name="serve")(serve_command)
+app.command(name="publish")(publish_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
 app.command(name="report")(report_command)

@@ -191,8 +191,8 @@ class Preprocessor:
         if not file.is_file():
             raise UserError(f"{directory} has no {PREPROCESSOR_FILE}: it is not a complete model bundle")
         state = json.loads(file.read_text())
-        if state["format_version"] != _FORMAT_VERSION:
-            raise UserError(f"{file} has format {state['format_version']}, this version reads {_FORMAT_VERSION}")
+        if not 1 <= state["format_version"] <= _FORMAT_VERSION:
+            raise UserError(f"{file} has format {state['format_version']}, this version reads up to {_FORMAT_VERSION}")
         tokenizer: Tokenizer | None = None
         if state["tokenizer"] == SentencePieceTokenizer.kind:
             tokenizer = SentencePieceTokenizer(directory / TOKENIZER_FILE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class Recommender(nn.Module):
         self.config = config
         self.item_encoder = item_encoder
         self.sequence_encoder = sequence_encoder
-        self.trained_on: list[dict[str, str]] = []
+        self.trained_on: list[dict[str, Any]] = []
+        self.step: int | None = None
         set_dropout(self, config.dropout, config.attention_dropout)
 
     @classmethod
@@ -152,21 +154,34 @@ class Recommender(nn.Module):
         directory: Path,
         *,
         state_dict: Mapping[str, Tensor] | None = None,
-        trained_on: Sequence[Mapping[str, str]] | None = None,
+        trained_on: Sequence[Mapping[str, Any]] | None = None,
+        step: int | None = None,
+        max_shard_size: int = bundle.MAX_SHARD_SIZE,
     ) -> None:
         """Writes config.json and model.safetensors; preprocessing files are written beside them by their owner.
 
         Args:
             directory: made if it is not there.
             state_dict: the weights, where they are not in this module (ZeRO-3).
-            trained_on: name and fingerprint of each domain; none given: those it was loaded with.
+            trained_on: name and fingerprint of each domain, and what else is to be known of it; none given: those it
+                was loaded with.
+            step: optimizer steps that the weights have seen; none given: those it was loaded with.
+            max_shard_size: bytes of weights above which they stand in several files.
         """
-        described = {
+        state = self.state_dict() if state_dict is None else state_dict
+        bundle.write(directory, self._described(trained_on, step), state, max_shard_size)
+
+    def save_config(self, directory: Path, *, trained_on: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Writes config.json alone, beside weights that are kept otherwise; see `save`."""
+        bundle.write_config(directory, self._described(trained_on, step))
+
+    def _described(self, trained_on: Sequence[Mapping[str, Any]] | None, step: int | None) -> dict[str, Any]:
+        return {
             "model": dataclasses.asdict(self.config),
             "item_encoder": self.item_encoder.config(),
             "trained_on": [dict(domain) for domain in (self.trained_on if trained_on is None else trained_on)],
+            "step": self.step if step is None else step,
         }
-        bundle.write(directory, described, self.state_dict() if state_dict is None else state_dict)
 
     @classmethod
     def load(cls, directory: Path) -> Recommender:
@@ -183,5 +198,5 @@ class Recommender(nn.Module):
         item_encoder = items_from_config(config, saved["item_encoder"])
         model = cls(config, item_encoder, sequence_encoders[config.sequence].from_config(config))
         bundle.load_weights(directory, model)
-        model.trained_on = saved["trained_on"]
+        model.trained_on, model.step = saved["trained_on"], saved.get("step")
         return model.eval()

@@ -4,6 +4,7 @@
       state.json            step, ranks, ZeRO stage, parameters, and what the trainer must remember
       rng_rank_00000.pt     torch's random state of each rank
       deepspeed/            weights and optimizer state of all ranks
+      model/                what a bundle has beside its weights, so that one can be made of the checkpoint alone
 
 `latest` beside them names the newest, for people and tools. A checkpoint is written under a hidden name and renamed
 when its last byte is on the disk, so a kill at any moment leaves the one before it in use.
@@ -15,19 +16,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmsr_pt.log import UserError
 from mmsr_pt.training.distributed import barrier, rank, world_size
-from mmsr_pt.training.engine import Engine
+from mmsr_pt.training.engine import Engine, consolidated
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+MODEL = "model"
 _STATE = "state.json"
 _LATEST = "latest"
 
@@ -45,13 +48,20 @@ class CheckpointManager:
         self.directory = run_dir / "checkpoints"
         self.keep = keep
 
-    def save(self, engine: Engine, step: int, state: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        engine: Engine,
+        step: int,
+        state: Mapping[str, Any],
+        write_model: Callable[[Path], None] = lambda directory: None,
+    ) -> Path:
         """Writes a checkpoint and drops the oldest. Collective: call on every rank.
 
         Args:
             engine: whose weights and optimizer state are kept.
             step: optimizer steps done; it names the checkpoint.
             state: what JSON can hold; `load` gives it back.
+            write_model: puts what a bundle has beside its weights into the directory it is given; called on rank 0.
         """
         final = self.directory / f"step_{step:08d}"
         unfinished = self.directory / f".{final.name}.tmp"
@@ -64,6 +74,8 @@ class CheckpointManager:
             torch.save(_random_state(), unfinished / f"rng_rank_{rank():05d}.pt")
             barrier()
             if rank() == 0:
+                (unfinished / MODEL).mkdir()
+                write_model(unfinished / MODEL)
                 _write_json(unfinished / _STATE, {**_describe(engine), "step": step, "state": dict(state)})
                 _flush_tree(unfinished)
                 self._publish(unfinished, final)
@@ -135,6 +147,29 @@ class CheckpointManager:
     def _remove_leftovers(self) -> None:
         for leftover in self.directory.glob(".step_*"):
             shutil.rmtree(leftover)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a complete checkpoint."""
+    return (path / _STATE).is_file()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The model's weights of a checkpoint, however many ranks wrote it: float32, on the CPU, in this one process.
+
+    Raises:
+        UserError: the checkpoint is of another format, or lacks weights of its model.
+    """
+    saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    _refuse_other_format(path, saved)
+    weights = consolidated(path, saved["layout"]["zero_stage"])
+    for name, parameter in saved["parameters"].items():
+        found = list(weights[name].shape) if name in weights else "missing"
+        if found != parameter["shape"]:
+            raise UserError(
+                f"{path} is damaged: {name} is {found} and should be {parameter['shape']}; use another checkpoint"
+            )
+    return weights
 
 
 def _layout(engine: Engine) -> dict[str, Any]:

@@ -6,11 +6,14 @@ DeepSpeed is imported inside functions, so evaluation and serving never load it.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
+import os
+import pickle
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.distributed import fetched, summed
 from mmsr_pt.training.ds_config import offloads_optimizer, zero_stage
@@ -28,6 +31,10 @@ from mmsr_pt.training.optim import ParamGroup
 from mmsr_pt.training.task import NextItemTask
 
 _TAG = "deepspeed"
+_IN_TASK = "model."
+"""What the names of the model's weights begin with in a task."""
+_NAMES_OF_MASTERS = "names_of_masters"
+_ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class NonFiniteLoss(UserError):  # noqa: N818
@@ -90,12 +97,15 @@ class Engine:
         self.dtype: torch.dtype = self._engine.get_data_types()[0]
         self._keeps_plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
         self._masters: dict[int, Tensor] = {}
+        self._names_of_masters: list[list[str]] = []
         if self.zero_stage == 0 and not self._keeps_plain_optimizer:
             optimizer = self._engine.optimizer
             # its constructor takes a step with zero gradients, which would count as Adam's first
             optimizer.optimizer.state.clear()
             for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups):
                 self._masters.update((id(weight), master) for weight, master in zip(weights, masters))
+            names = {id(weight): name for name, weight in task.model.named_parameters()}
+            self._names_of_masters = [[names[id(weight)] for weight in group] for group in optimizer.fp16_groups]
         found = [group["name"] for group in self._engine.optimizer.param_groups]
         assert found == list(self._groups), f"DeepSpeed made the groups {found} of {list(self._groups)}"
         self._use_checked_reader()
@@ -192,7 +202,9 @@ class Engine:
 
     def save(self, directory: Path) -> None:
         """Writes weights and optimizer state of all ranks into `directory`, which must be there."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        # at stage 0 DeepSpeed keeps master weights without their names
+        named = {_NAMES_OF_MASTERS: self._names_of_masters}
+        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=named, save_latest=False)
 
     def load(self, directory: Path) -> None:
         """Reads what `save` wrote, in a fresh engine on as many ranks and at the same stage."""
@@ -210,17 +222,80 @@ class Engine:
 
     def _use_checked_reader(self) -> None:
         """Makes DeepSpeed read its files without running code from them."""
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
-
-        harmless = [LossScaler, ZeroStageEnum, fragment_address]
 
         def load(path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals(harmless):
+            with _reading_safely():
                 return torch.load(path, map_location=map_location, weights_only=True)
 
         self._engine.checkpoint_engine.load = load
+
+
+def consolidated(directory: Path, stage: int) -> dict[str, Tensor]:
+    """The model's weights from what the engines of all ranks wrote, put together in this process, which has no engine.
+
+    Args:
+        directory: that `Engine.save` wrote into.
+        stage: of ZeRO, under which it did.
+
+    Returns:
+        As from `Engine.state_dict_on_rank0`.
+
+    Raises:
+        UserError: files of a rank are missing or damaged.
+    """
+    if not torch.cuda.is_available():
+        # else DeepSpeed looks for accelerators and warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        with _reading_safely():
+            found = _of_one_rank(directory) if stage == 0 else _of_all_ranks(directory, stage)
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{directory} is incomplete or damaged ({reason(error)}): use another checkpoint") from error
+    inside = {name.removeprefix(_IN_TASK): value for name, value in found.items() if name.startswith(_IN_TASK)}
+    return {name: value.float() if value.is_floating_point() else value for name, value in inside.items()}
+
+
+def _of_all_ranks(directory: Path, stage: int) -> dict[str, Tensor]:
+    """From ZeRO 1 to 3."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    _quieten()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        masters = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
+    # of stage 1 DeepSpeed's function leaves frozen weights out; below 3 every rank has them whole
+    return masters if stage == 3 else {**_states_of_rank_0(directory)["module"], **masters}
+
+
+def _of_one_rank(directory: Path) -> dict[str, Tensor]:
+    """Without ZeRO each rank has all; trained weights in bf16 have masters in float32."""
+    saved = _states_of_rank_0(directory)
+    masters = (saved["optimizer"] or {}).get("fp32_groups", [])
+    for names, group in zip(saved[_NAMES_OF_MASTERS], masters, strict=True):
+        saved["module"].update((_IN_TASK + name, master) for name, master in zip(names, group, strict=True))
+    return saved["module"]
+
+
+def _states_of_rank_0(directory: Path) -> dict[str, Any]:
+    return torch.load(directory / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _reading_safely() -> Iterator[None]:
+    """Lets torch.load read DeepSpeed's files, and nobody run code from them, whatever the caller of torch.load asks."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_ONLY_WEIGHTS)
+    os.environ[_ONLY_WEIGHTS] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_ONLY_WEIGHTS]
+        else:
+            os.environ[_ONLY_WEIGHTS] = before
 
 
 def _quieten() -> None:

@@ -386,7 +386,7 @@ def test_a_truncated_download_is_refused(bundle):
         ("{", "config.json is damaged"),
         ("[]", "another program"),
         ('{"architectures": ["BertModel"]}', "another program"),
-        ('{"format_version": 99}', "has format 99, this version reads 1"),
+        ('{"format_version": 99}', "has format 99, this version reads formats up to 1"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(bundle, content, message):

@@ -88,14 +88,15 @@ class Cases:
         manager = CheckpointManager(self.out / f"run_{config}_{bf16}")
         engine = self.engine(config, bf16, accumulation=2, clipping=1.0, dropout=0.3)
         self.curve(engine, range(3))
-        manager.save(engine, 3, {"seen": [1, 2], "best": 0.1})
+        path = manager.save(engine, 3, {"seen": [1, 2], "best": 0.1})
+        saved = {"path": str(path), "state": engine.state_dict_on_rank0()}
         straight = self.curve(engine, range(3, 6))
         engine.close()
         engine = self.engine(config, bf16, accumulation=2, clipping=1.0, dropout=0.3, seed=1)
         state = manager.load(engine)
         resumed = {**self.curve(engine, range(3, 6)), "num_steps": engine.num_steps}
         engine.close()
-        return {"straight": straight, "resumed": resumed, "returned": state}
+        return {"straight": straight, "resumed": resumed, "returned": state, "saved": saved}
 
     def non_finite(self, config: str, bf16: bool, where: str) -> dict[str, Any]:
         """What a NaN on the last rank leads to on every rank."""

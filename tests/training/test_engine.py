@@ -6,6 +6,7 @@ Two runs of engine_worker.py (one process by plain python, two by the deepspeed 
 import fcntl
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from mmsr_pt.log import UserError
+from mmsr_pt.training.checkpoint import read_weights
 from mmsr_pt.training.engine import Engine
 from mmsr_pt.training.launch import DistInfo, strip_local_rank
 from mmsr_pt.training.optim import param_groups
@@ -187,6 +189,44 @@ def check_resumed(result: dict[str, Any]) -> None:
         assert all(torch.equal(resumed["state"][name], tensor) for name, tensor in straight["state"].items())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_of_all_ranks_is_put_together_by_one_process(seen: Results, stage: int, dtype: str) -> None:
+    check_put_together(seen[0][f"resume zero{stage} {dtype}"])
+
+
+def check_put_together(result: dict[str, Any]) -> None:
+    weights, expected = read_weights(Path(result["saved"]["path"])), result["saved"]["state"]
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert weights[name].dtype == torch.float32
+        assert torch.equal(weights[name], tensor), name
+
+
+class Harm:
+    """What a pickle may hold: it makes a file where it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_checkpoint_that_holds_code_or_lacks_a_rank_is_refused(seen: Results, stage: int, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    shutil.copytree(seen[0][f"resume zero{stage} bfloat16"]["saved"]["path"], path)
+    states = max((path / "deepspeed").glob("*_states.pt"))
+    torch.save({"module": Harm(tmp_path / "harmed")}, states)
+    with pytest.raises(UserError, match="is incomplete or damaged"):
+        read_weights(path)
+    assert not (tmp_path / "harmed").exists()
+    states.unlink()
+    with pytest.raises(UserError, match="is incomplete or damaged"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stage", STAGES)
@@ -215,6 +255,7 @@ def test_offloaded_optimizers_train_and_resume_alike(tmp_path: Path) -> None:
         for results in seen:
             assert results[f"training {config} float32 2"]["losses"] == pytest.approx(expected["losses"], rel=1e-4)
             check_resumed(results[f"resume {config} bfloat16"])
+        check_put_together(seen[0][f"resume {config} bfloat16"])
         state = seen[0][f"training {config} float32 2"]["state"]
         for name, tensor in expected["state"].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-4)

@@ -2,11 +2,13 @@
 
     mmsr-pt evaluate  --model runs/first --data data/hm
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
+    mmsr-pt export    --model runs/first --out exported
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
     mmsr-pt study     transfer --source data/hm --target data/mine --target_users 1000 all -- --text hf:roberta-base
 
-The first three run under plain python, `torchrun -m mmsr_pt.cli ...` and `accelerate launch -m mmsr_pt.cli ...`.
+evaluate, recommend and cache run under plain python, `torchrun -m mmsr_pt.cli ...` and
+`accelerate launch -m mmsr_pt.cli ...`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tyro
 
 from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.evaluate import evaluate_command
+from mmsr_pt.cli.export import export_command
 from mmsr_pt.cli.recommend import recommend_command
 from mmsr_pt.cli.study import TRANSFER, study_command, transfer_main, with_flags_bound
 from mmsr_pt.flags import parse_flags
@@ -28,6 +31,7 @@ from mmsr_pt.log import setup_logging, user_facing
 app = tyro.extras.SubcommandApp()
 app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)
+app.command(name="export")(export_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
 

@@ -231,7 +231,7 @@ def test_other_vectors_than_torchs_are_refused_and_nothing_stays(tmp_path, monke
 
     monkeypatch.setattr(exporting, "write_graph", write_then_change)
     with pytest.raises(UserError, match=r"item_tower.onnx of this model gives other vectors than torch: an entry diff"):
-        export(of_ids(), tmp_path / "exported")
+        export(of_ids("nextitnet", sequence_layers=1), tmp_path / "exported")
     assert left_behind(tmp_path) == []
 
 

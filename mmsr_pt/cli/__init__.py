@@ -5,6 +5,7 @@
     mmsr-pt encode    --model runs/first --data data/hm --out hm-index
     mmsr-pt serve     --model runs/first --index hm-index
     mmsr-pt publish   --model runs/first --repo_id user/name
+    mmsr-pt export    --model runs/first --out exported
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
     mmsr-pt study     table3 --data data/hm data/mine -- --text hf:roberta-base --vision timm:resnet50
     mmsr-pt report    runs/first
@@ -26,6 +27,7 @@ import tyro
 from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
+from mmsr_pt.cli.export import export_command
 from mmsr_pt.cli.publish import publish_command
 from mmsr_pt.cli.recommend import recommend_command
 from mmsr_pt.cli.report import report_command
@@ -40,6 +42,7 @@ app.command(name="recommend")(recommend_command)
 app.command(name="encode")(encode_command)
 app.command(name="serve")(serve_command)
 app.command(name="publish")(publish_command)
+app.command(name="export")(export_command)
 app.command(name="cache")(cache_command)
 app.command(name="study")(study_command)
 app.command(name="report")(report_command)

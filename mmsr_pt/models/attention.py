@@ -42,7 +42,10 @@ def attend(
         [N, heads, S, d].
     """
     wants_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    is_plain = query.device.type == "cpu" and (wants_gradient or key.shape[-2] <= _SHORT)
+    # an exported graph has one path for any number of tokens
+    is_plain = torch.compiler.is_exporting() or (
+        query.device.type == "cpu" and (wants_gradient or key.shape[-2] <= _SHORT)
+    )
     if not is_plain:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale
@@ -122,7 +125,7 @@ class PostNormBlock(nn.Module):
 
     def at(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """What a causal `forward` gives at one position of each sequence: [N, S, D], [N] int64 -> [N, D]."""
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
         return self._finish(hidden[rows, positions], self.attention.at(hidden, positions))
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:

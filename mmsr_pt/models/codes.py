@@ -91,11 +91,12 @@ class Codebook(nn.Module):
 
 def _nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
     """[N, d], [M, K, e] -> [N, M] int64: the nearest centroid of each part, the first of equally near ones."""
-    parts = vectors.view(len(vectors), len(centroids), -1)
+    parts = vectors.view(vectors.shape[0], len(centroids), -1)
     # |v - c|^2 without |v|^2, which is the same for all c
     sizes = centroids.square().sum(dim=2)
-    found = [(sizes - 2 * torch.einsum("nme,mke->nmk", piece, centroids)).argmin(dim=2) for piece in parts.split(1024)]
-    return torch.cat(found)
+    # an exported graph has one path for any number of items
+    pieces = (parts,) if torch.compiler.is_exporting() else parts.split(1024)
+    return torch.cat([(sizes - 2 * torch.einsum("nme,mke->nmk", piece, centroids)).argmin(dim=2) for piece in pieces])
 
 
 def _means(vectors: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:

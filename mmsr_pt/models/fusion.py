@@ -223,7 +223,7 @@ class CoAttentionBlock(nn.Module):
         # shared weights: both directions are one attention over all tokens that sees the other modality only
         both = torch.cat([text, vision], dim=1)
         is_text = torch.arange(num_text + num_vision, device=both.device) < num_text
-        real = torch.cat([text_mask, text_mask.new_ones(len(text), num_vision)], dim=1)
+        real = torch.cat([text_mask, text_mask.new_ones(text.shape[0], num_vision)], dim=1)
         mask = (is_text[:, None] != is_text) & real[:, None]
         both = self.cross_norm(both + self.dropout(self.cross(both, mask[:, None])))
         text, vision = both.split([num_text, num_vision], dim=1)

@@ -114,6 +114,8 @@ class ContentItemEncoder(ItemEncoder):
 
     def forward(self, items: ItemInputs) -> Tensor:
         """[N, D], encoded in pieces of titles of like length, so that little of what is computed is padding."""
+        if torch.compiler.is_exporting():
+            return self.suffix(self.prefix(items))  # an exported graph has one path for any number of items
         pieces = self._pieces(items)
         if len(pieces) == 1:
             return self._trained(self.prefix(items))

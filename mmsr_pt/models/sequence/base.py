@@ -55,7 +55,7 @@ class SequenceEncoder(nn.Module):
 
     def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """What `forward` gives at the last real position: [B, L, D], [B, L] bool, at least one True -> [B, D]."""
-        rows = torch.arange(len(vectors), device=vectors.device)
+        rows = torch.arange(vectors.shape[0], device=vectors.device)
         return self(vectors, mask)[rows, mask.sum(dim=1) - 1]
 
     def as_candidates(self, vectors: Tensor) -> Tensor:

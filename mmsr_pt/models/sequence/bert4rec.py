@@ -61,7 +61,7 @@ class BERT4Rec(SequenceEncoder):
 
     def last(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """See SequenceEncoder."""
-        newest = F.one_hot(mask.sum(dim=1), vectors.shape[1] + 1).bool()
+        newest = torch.arange(mask.shape[1] + 1, device=mask.device) == mask.sum(dim=1, keepdim=True)
         longer = F.pad(vectors, (0, 0, 0, 1))
         filled = self.fill(longer, F.pad(mask, (0, 1)) | newest, newest)
-        return filled[torch.arange(len(vectors), device=vectors.device), mask.sum(dim=1)]
+        return filled[torch.arange(vectors.shape[0], device=vectors.device), mask.sum(dim=1)]

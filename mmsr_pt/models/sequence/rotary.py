@@ -59,7 +59,7 @@ class PreNormBlock(nn.Module):
 
     def at(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """What `forward` gives at one position of each history: [B, L, D], [B] int64 -> [B, D]."""
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
         return self._finish(hidden[rows, positions], self.attention.at(self.attention_norm(hidden), positions))
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:

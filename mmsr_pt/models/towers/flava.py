@@ -24,7 +24,7 @@ class _Projections(nn.Module):
     def forward(self, text: Tensor, vision: Tensor) -> Tensor:
         tokens = [self.text(text), self.vision(vision)]
         if self.class_token is not None:
-            tokens.insert(1, self.class_token.expand(len(text), -1, -1))
+            tokens.insert(1, self.class_token.expand(text.shape[0], -1, -1))
         # FLAVA puts pictures first; there are no positions here, so the order means nothing to it
         return torch.cat(tokens, dim=1)
 

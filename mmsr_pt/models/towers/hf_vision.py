@@ -97,7 +97,7 @@ class ViTLikeVision(VisionTower):
         embed = self.backbone.embeddings
         if self.backbone.config.model_type == "vit_mae":
             # it shuffles patches before it leaves some out: in this order they stay where they are
-            noise = torch.arange(embed.patch_embeddings.num_patches, device=images.device).expand(len(images), -1)
+            noise = torch.arange(embed.patch_embeddings.num_patches, device=images.device).expand(images.shape[0], -1)
             hidden = embed(self.pixels(images), noise=noise)[0]
         else:
             hidden = embed(self.pixels(images))

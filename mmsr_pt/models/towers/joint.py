@@ -132,7 +132,7 @@ def joined(text: Activations, hidden: Tensor) -> Activations:
     """Tokens [N, T + V, d] of both with their mask, from the title's [N, T] one."""
     assert text.mask is not None
     num_vision = hidden.shape[1] - text.mask.shape[1]
-    return Activations(hidden, torch.cat([text.mask, text.mask.new_ones(len(hidden), num_vision)], dim=1))
+    return Activations(hidden, torch.cat([text.mask, text.mask.new_ones(hidden.shape[0], num_vision)], dim=1))
 
 
 def parted(both: Activations, text_mask: Tensor) -> tuple[Activations, Activations]:

@@ -78,7 +78,7 @@ class SideNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[N, 1, W] -> [N, K, D]."""
-        side = states.new_zeros(len(states), self.width)
+        side = states.new_zeros(states.shape[0], self.width)
         tokens = []
         for block, state in zip(self.blocks, states.squeeze(1).split(self.widths, dim=1)):
             side = block(state, side)

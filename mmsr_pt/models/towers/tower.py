@@ -191,6 +191,8 @@ class Tower(nn.Module):
 
         Not where ZeRO-3 has split the weights: it gathers them in every call, and ranks must call equally often.
         """
+        if torch.compiler.is_exporting():
+            return False  # an exported graph has one path for any number of items
         return inputs.hidden.device.type == "cpu" and len(inputs.hidden) > _PIECE and not is_split(self)
 
     def suffix(self, activations: Activations) -> Activations:

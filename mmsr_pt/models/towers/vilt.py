@@ -44,7 +44,7 @@ class _Patches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = grid_to_tokens(self.patches(pixels))
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return self.dropout(tokens + self.places) + self.modality
 
 

@@ -115,7 +115,9 @@ def same_on_one_and_two_ranks(tmp_path: Path, domain: Domain, *parts: object, st
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
     alone, together = (Recommender.load(tmp_path / run / "model") for run in ("one", "two"))
     for name, tensor in alone.state_dict().items():
-        # over a whole tensor: Adam makes a full step also of a gradient that is but rounding, as of some key biases
-        off = (together.state_dict()[name] - tensor).norm()
-        assert off <= 1e-2 * tensor.norm() + 1e-4 * tensor.numel() ** 0.5, name
+        # over a whole tensor: Adam makes a full step, of 5e-4, also of a gradient that is but rounding, as of some key
+        # biases; so a single entry may be off by one
+        learnt = together.state_dict()[name]
+        assert (learnt - tensor).norm() <= 1e-2 * tensor.norm() + 1e-4 * tensor.numel() ** 0.5, name
+        assert torch.allclose(learnt, tensor, rtol=1e-2, atol=5e-4), name
     return together

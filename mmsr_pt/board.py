@@ -11,6 +11,7 @@ Shapes: N items of the catalogue, n items drawn, D width.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from mmsr_pt.models.recommender import Recommender
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 MOST_ITEMS = 2000
 """In the projector, of all domains together: what a browser still turns smoothly."""
@@ -118,11 +121,17 @@ def write_projector(board: SummaryWriter, domain: Domain, rows: np.ndarray, vect
 
 
 def _sprites(domain: Domain, rows: np.ndarray) -> Tensor:
-    """[n, 3, side, side] float32 in [0, 1], padded with white."""
-    pictures = np.empty((len(rows), _SPRITE, _SPRITE, 3), dtype=np.uint8)
+    """[n, 3, side, side] float32 in [0, 1], padded with white; all white where a picture cannot be read."""
+    pictures = np.full((len(rows), _SPRITE, _SPRITE, 3), 255, dtype=np.uint8)
+    unread = 0
     for number, row in enumerate(rows.tolist()):
         small = thumbnail(domain, row, _SPRITE)
+        if small is None:
+            unread += 1
+            continue
         pictures[number] = np.asarray(ImageOps.pad(small, (_SPRITE, _SPRITE), Image.Resampling.LANCZOS, color="white"))
+    if unread:
+        log.warning("%d pictures of %s cannot be read: the projector shows white ones", unread, domain.path)
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 

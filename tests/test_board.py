@@ -106,3 +106,19 @@ def test_settings_stand_in_the_log_of_the_run(tmp_path: Path) -> None:
     assert values["data/data"].string_value == "a, b"
     assert values["batch"].number_value == 32
     assert "_hparams_/session_end_info" in said
+
+
+def test_a_picture_that_cannot_be_read_is_white_and_said(
+    tmp_path: Path, small_domain: Domain, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = small_domain.read_image(1)
+    pictures = {0: b"", 1: whole, 2: whole[:100], 3: bytes(len(whole))}
+    monkeypatch.setattr(Domain, "read_image", lambda self, row: pictures[row])
+    with SummaryWriter(str(tmp_path)) as board:
+        write_projector(board, small_domain, np.arange(4), torch.randn(4, 8), 5)
+    assert "3 pictures of" in caplog.text
+    (sheet,) = tmp_path.rglob("sprite.png")
+    tiles = np.asarray(Image.open(sheet).convert("RGB"))
+    side = tiles.shape[0] // 2
+    of = [tiles[y : y + side, x : x + side] for y in (0, side) for x in (0, side)]
+    assert [bool((tile == 255).all()) for tile in of] == [True, False, True, True]

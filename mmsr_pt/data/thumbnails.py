@@ -8,11 +8,16 @@ from PIL import Image
 
 from mmsr_pt.data.domain import Domain
 
+def thumbnail(domain: Domain, row: int, size: int) -> Image.Image | None:
+    """The picture of an item, RGB, its longer side at most `size` pixels; the domain must have pictures.
 
-def thumbnail(domain: Domain, row: int, size: int) -> Image.Image:
-    """The picture of an item, RGB, its longer side at most `size` pixels; the domain must have pictures."""
-    picture = Image.open(io.BytesIO(domain.read_image(row)))
-    # lets the decoder leave out what is not needed
-    picture.draft("RGB", (2 * size, 2 * size))
-    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return picture.convert("RGB")
+    None for one that cannot be read: what people look at is not worth the end of a run.
+    """
+    try:
+        picture = Image.open(io.BytesIO(domain.read_image(row)))
+        # lets the decoder leave out what is not needed
+        picture.draft("RGB", (2 * size, 2 * size))
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return None

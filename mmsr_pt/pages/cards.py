@@ -23,7 +23,7 @@ class Card:
     title: str
     """Empty where there is none."""
     picture: str | None
-    """A data URI; None where there is none."""
+    """A data URI; None where there is none, or none that can be read."""
     note: str = ""
     """Below the title."""
     is_hit: bool = False
@@ -47,8 +47,8 @@ class Shelf:
             note: none given: how often the item occurs in training.
         """
         if row not in self._pictures:
-            has_picture = IMAGE in self._domain.modalities
-            self._pictures[row] = as_jpeg_uri(thumbnail(self._domain, row, THUMBNAIL)) if has_picture else None
+            picture = thumbnail(self._domain, row, THUMBNAIL) if IMAGE in self._domain.modalities else None
+            self._pictures[row] = None if picture is None else as_jpeg_uri(picture)
         count = int(self._counts[row])
         said = f"{count} in training{', cold' if count < COLD_BELOW else ''}" if note is None else note
         return Card(self._ids[row], self._titles[row], self._pictures[row], said, row == target)

@@ -51,7 +51,7 @@ class CatalogueIndex:
     model: str
     """Fingerprint of the model that made the vectors."""
     domain: dict[str, str] | None = None
-    """Name and fingerprint of the domain whose catalogue it is; None: of a list of items."""
+    """Name, fingerprint, source and licence note of the domain whose catalogue it is; None: of a list of items."""
     approximate: ApproximateSearch | None = None
 
     def __len__(self) -> int:

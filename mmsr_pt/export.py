@@ -148,6 +148,7 @@ def _described(model: MMSRModel, opset: int, found: dict[str, float]) -> dict[st
         "opset": opset,
         "versions": {"mmsr_pt": __version__, **{name: importlib.metadata.version(name) for name in libraries}},
         "trained_on": recommender.trained_on,
+        "fingerprint": model.fingerprint,
         "model": dataclasses.asdict(recommender.config),
     }
 

@@ -1,4 +1,4 @@
-"""Where a trained model comes from: a run directory, a bundle directory, or the Hugging Face hub."""
+"""Where a trained model comes from, or the vectors of a catalogue: a directory, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
+from mmsr_pt.catalogue_index import INDEX_FILE, ITEMS_FILE, VECTORS_FILE
 from mmsr_pt.evaluation.evaluate import BASELINES
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.bundle import CONFIG_FILE, WEIGHTS_FILE, is_bundle
@@ -59,7 +61,37 @@ def find_bundle(
         raise UserError(f"{flag} {reference} is a file: give the run directory or the bundle directory it belongs to")
     if not HUB_ID.fullmatch(reference) or Path(reference).parent.exists():
         raise UserError(f"there is no directory {reference}: give a run directory, a bundle or a hub id like user/name")
-    return _download(reference, revision, token, cache_dir, local_files_only)
+    directory = _download(
+        reference,
+        "model",
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        # no pickles, no code, whatever else the repository holds
+        allow_patterns=_WANTED,
+        ignore_patterns=_UNWANTED,
+    )
+    if not is_bundle(directory):
+        raise UserError(f"the hub's {reference} has no {WEIGHTS_FILE}: it is not a model of this toolkit")
+    return directory
+
+
+def find_index(reference: Path | str) -> Path:
+    """The catalogue index that `--index` names: a directory, or a download of a dataset from the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    reference = str(reference)
+    path = Path(reference).expanduser()
+    if path.exists() or not HUB_ID.fullmatch(reference) or path.parent.exists():
+        # what is wrong with a directory says who reads it
+        return path
+    directory = _download(reference, "dataset", allow_patterns=[INDEX_FILE, ITEMS_FILE, VECTORS_FILE])
+    if not (directory / INDEX_FILE).is_file():
+        raise UserError(f"the hub's dataset {reference} has no {INDEX_FILE}: it is not a catalogue of this toolkit")
+    return directory
 
 
 def short_names(references: Sequence[str]) -> list[str]:
@@ -97,31 +129,17 @@ def _parts(reference: str) -> tuple[str, ...]:
     return parts[:-1] if parts[-1:] == (BUNDLE,) and len(parts) > 1 else parts
 
 
-def _download(
-    hub_id: str, revision: str | None, token: str | bool | None, cache_dir: Path | str | None, local_files_only: bool
-) -> Path:
+def _download(hub_id: str, repo_type: str, **options: Any) -> Path:
+    """A repository in the cache, as whole and true as the hub's hashes can tell; options as of the library."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        directory = Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                # no pickles, no code, whatever else the repository holds
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
-            )
-        )
+        directory = Path(snapshot_download(hub_id, repo_type=repo_type, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx2.HTTPError) as error:
         raise UserError(
-            f"{hub_id} is neither a directory here nor a model that could be had from the hub ({reason(error)})"
+            f"{hub_id} is neither a directory here nor a {repo_type} that could be had from the hub ({reason(error)})"
         ) from error
-    if not is_bundle(directory):
-        raise UserError(f"the hub's {hub_id} has no {WEIGHTS_FILE}: it is not a model of this toolkit")
     _require_true_copies(hub_id, directory)
     return directory
 

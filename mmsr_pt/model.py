@@ -34,7 +34,7 @@ from mmsr_pt.data.raw_items import RawItem, raw_item_batches
 from mmsr_pt.evaluation.evaluate import ItemSource, catalogue_scorer, encode_catalogue
 from mmsr_pt.evaluation.ranking import CHUNK_SCORES, CHUNK_USERS
 from mmsr_pt.histories import HistoryItem, is_known, row_of, seen_rows, table_of
-from mmsr_pt.hub import find_bundle
+from mmsr_pt.hub import find_bundle, find_index
 from mmsr_pt.log import UserError
 from mmsr_pt.models.bundle import MAX_SHARD_SIZE
 from mmsr_pt.models.recommender import Recommender
@@ -219,16 +219,20 @@ class MMSRModel:
             self.require_readable(catalogue)
             source = source or item_source(catalogue, self.preprocessor)
             vectors = encode_catalogue(self.recommender, source, catalogue.num_items, batch_size).float()
-            about = {"name": catalogue.name, "fingerprint": catalogue.fingerprint}
+            about = {name: catalogue.meta[name] for name in ("name", "fingerprint", "source", "licence")}
             index = CatalogueIndex(catalogue.items.select("item_id", "title"), vectors, self.fingerprint, about)
         else:
             items = table_of(catalogue)
             index = CatalogueIndex(items, self.encode_items(catalogue, batch_size), self.fingerprint)
         return index.with_search(search if self.recommender.scores_by_product else "exact")
 
-    def load_index(self, directory: Path | str) -> CatalogueIndex:
-        """An index that `CatalogueIndex.save` wrote, where the model is; UserError where another model made it."""
-        return CatalogueIndex.load(Path(directory), self.fingerprint).to(self.device)
+    def load_index(self, directory_or_id: Path | str) -> CatalogueIndex:
+        """An index that `CatalogueIndex.save` wrote, or the hub's dataset of that id, where the model is.
+
+        Raises:
+            UserError: there is none, or another model made it.
+        """
+        return CatalogueIndex.load(find_index(directory_or_id), self.fingerprint).to(self.device)
 
     def recommend(
         self, history: Sequence[HistoryItem], catalogue: CatalogueIndex, top_k: int = 10

@@ -129,6 +129,7 @@ def test_served_by_onnxruntime_alone_the_same_ten_items_come_first(tmp_path, cap
     assert described["max_history"] == 8
     assert described["score_scale"] == model.recommender.score_scale
     assert described["trained_on"] == model.recommender.trained_on
+    assert described["fingerprint"] == model.fingerprint
     assert all(difference <= TOLERANCE for difference in described["checked"]["differences"].values())
     # what a server has: the directory, and no model
     preprocessor = Preprocessor.load(out)

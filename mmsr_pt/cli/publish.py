@@ -9,16 +9,19 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from mmsr_pt.cli.common import open_plain_model
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.publish import find_origin, lay_out
+from mmsr_pt.publish_index import lay_out_index
 from mmsr_pt.upload import Target, check_licence, files_of, upload
 
 log = logging.getLogger(__name__)
 
 
 def publish_command(
-    model: Path,
+    model: str,
     repo_id: str,
+    index: Path | None = None,
     revision: str | None = None,
     private: bool = False,
     dry_run: bool = False,
@@ -33,6 +36,8 @@ def publish_command(
         model: A run directory, a checkpoint of one (runs/first/checkpoints/step_00001000) or a bundle. A run without
             a bundle yet is published as of its newest checkpoint, put together from all ranks' parts without a GPU.
         repo_id: Where to: user/name, made if it is not there.
+        index: In place of the model what mmsr-pt encode made of a catalogue with it, as a dataset. --model may be a hub
+            id then, which the dataset's card names.
         revision: Branch, made if it is not there; none given: main.
         private: Make the repository a private one, if it is made now.
         dry_run: Only list the files and their sizes; nothing is sent and no login needed.
@@ -40,12 +45,15 @@ def publish_command(
         license: Of the weights, as the hub spells it (apache-2.0); none given: the card says that none was stated. The
             training data's own terms stand in the card either way.
     """
-    target = Target(repo_id, revision, private, create_pr)
+    target = Target(repo_id, revision, private, create_pr, "model" if index is None else "dataset")
     check_licence(license)
-    origin = find_origin(model)
     with tempfile.TemporaryDirectory(prefix="mmsr-pt-publish-") as scratch:
         directory = Path(scratch)
-        what = lay_out(origin, directory, repo_id, license)
+        if index is None:
+            what = lay_out(find_origin(Path(model)), directory, repo_id, license)
+        else:
+            opened = open_plain_model(model)
+            what = lay_out_index(opened.load_index(index), opened, model, directory, repo_id, license)
         wide_console().print(_table(directory, f"{what}, for {repo_id}"))
         if dry_run:
             log.info("nothing was sent (--dry_run)")

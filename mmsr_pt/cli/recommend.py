@@ -24,7 +24,7 @@ def recommend_command(
     data: Path | None = None,
     user: str | None = None,
     history: str | None = None,
-    index: Path | None = None,
+    index: str | None = None,
     top_k: int = 10,
     out: Path | None = None,
     batch_size: int = 256,
@@ -36,7 +36,8 @@ def recommend_command(
         data: The domain directory whose items are recommended; not needed with --index and --history.
         user: A user id of the domain: all that is known of this user is the history, held-out items included.
         history: Item ids, oldest first, separated by commas.
-        index: What mmsr-pt encode made of the catalogue with this model; none given: it is encoded now.
+        index: What mmsr-pt encode made of the catalogue with this model, a directory or a dataset on the hub; none
+            given: it is encoded now.
         top_k: How many items to show.
         out: An HTML file too: history and recommendations with their pictures, all in the one file.
         batch_size: Items encoded at once.
@@ -72,7 +73,7 @@ def recommend_command(
             write_text(out, page)
 
 
-def _require_same(catalogue: CatalogueIndex, domain: Domain | None, index: Path) -> None:
+def _require_same(catalogue: CatalogueIndex, domain: Domain | None, index: str) -> None:
     """Raises UserError where an index is that of another catalogue than the domain's."""
     require(
         domain is None or (catalogue.domain or {}).get("fingerprint") == domain.fingerprint,

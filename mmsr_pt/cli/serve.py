@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def serve_command(
     model: str,
     data: Path | None = None,
-    index: Path | None = None,
+    index: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     max_body_mb: float = 16.0,
@@ -32,7 +32,8 @@ def serve_command(
     Args:
         model: A run directory, a bundle directory or a hub id.
         data: The domain directory whose items are recommended.
-        index: In place of --data what mmsr-pt encode made of a catalogue with this model.
+        index: In place of --data what mmsr-pt encode made of a catalogue with this model: a directory or a dataset on
+            the hub.
         host: The address to listen at; 0.0.0.0: at all of the machine's.
         port: The port to listen at.
         max_body_mb: Largest body of a request, in MB.

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmsr_pt.data.domain import Domain
 
+
 def thumbnail(domain: Domain, row: int, size: int) -> Image.Image | None:
     """The picture of an item, RGB, its longer side at most `size` pixels; the domain must have pictures.
 

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from mmsr_pt.cli import main
+from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
@@ -18,6 +19,7 @@ from mmsr_pt.publish import find_origin, lay_out
 from mmsr_pt.upload import RepoType, Target, Uploaded, check_licence, files_of, upload
 from tests.hub.repos import LARGE, READ_TOKEN, TOKEN
 from tests.hub.server import StandIn
+from tests.pretrain.launching import SMALL, ds_config, finish
 
 REPO = "ada/shop"
 
@@ -323,3 +325,18 @@ def test_datasets_and_spaces_are_repositories_of_their_own(
     assert hub.names(prefix + REPO, "v1") == {"README.md", "training/old"}
     name = hf_hub_download(REPO, "README.md", repo_type=kind, revision="v1")
     assert Path(name).read_bytes() == (directory / "README.md").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_at_stage_three_is_published_by_one_process(
+    hub: StandIn, small_domain: Domain, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", ds_config(tmp_path / "ds_config.json", stage=3)
+    when = ("--steps", 4, "--eval_every", 4, "--checkpoint_every", 4)
+    finish("--ds_config", config, "--data", small_domain.path, "--run_dir", run, *SMALL, *when, num_ranks=2)
+    checkpoint = run / "checkpoints" / "step_00000004"
+    main(["publish", "--model", str(checkpoint), "--repo_id", REPO])
+    published, best = MMSRModel.from_pretrained(REPO), MMSRModel.from_pretrained(run)
+    # the only validation, and so the bundle, was of the same step
+    assert published.fingerprint == best.fingerprint
+    assert "training/ds_config.json" in hub.names(REPO)

@@ -67,6 +67,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory, small_domain: Domain) -> P
     return root / "run"
 
 
+@pytest.mark.slow
 def test_it_finds_and_keeps_what_validation_does_while_training_waits(
     tmp_path: Path, small_domain: Domain, waiting: Path
 ) -> None:

@@ -270,6 +270,7 @@ def test_what_only_rank_0_looks_at_ends_all_ranks(tmp_path: Path, small_domain: 
     check(ended, "holds something else (thesis.tex)")
 
 
+@pytest.mark.slow
 def test_two_ranks_meet_a_loss_that_is_not_finite_together(tmp_path: Path, small_domain: Domain) -> None:
     ended = launch(*small_run(tmp_path, small_domain, "--lr", 1e30, "--steps", 50), num_ranks=2, timeout=60)
     check(ended, "NaN or infinite in step 2", "there is no checkpoint yet")

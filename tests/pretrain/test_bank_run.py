@@ -11,6 +11,7 @@ from tests.pretrain.launching import ds_config, finish, launch, losses, small_ru
 BANK = ["--bank_size", 60, "--text", "none", "--num_workers", 0, "--width", 16, "--steps", 8]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_bank_of_the_unbroken_one(tmp_path: Path, small_domain: Domain) -> None:
     """The checkpoint of step 4 lies between refreshes at steps 3 and 6; dropout is on."""
     flags = [*BANK, "--bank_refresh", 3, "--checkpoint_every", 4, "--eval_every", 8]

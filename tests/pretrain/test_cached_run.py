@@ -51,6 +51,7 @@ def flags(tmp_path: Path, domain: Domain, stage: int, micro_batch: int) -> list[
     return ["--ds_config", config, "--data", domain.path, *sizes, "--dropout", 0, "--steps", 4, "--log_every", 1]
 
 
+@pytest.mark.slow
 def test_learns_the_same_on_two_ranks_at_stage_3_as_without(tmp_path: Path, domain: Domain, towers: list[str]) -> None:
     plain = [*flags(tmp_path, domain, 0, 8), *towers, "--run_dir", tmp_path / "plain"]
     cached = [*flags(tmp_path, domain, 3, 4), *towers, "--run_dir", tmp_path / "cached", "--cache"]

@@ -92,7 +92,14 @@ def two_ranks(tmp_path: Path, batches: list[dict[str, Any]]) -> list[dict[str, A
     return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("batches", [RANKS, NOTHING_OF_ITS_OWN, NOTHING_LEFT])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        RANKS,
+        pytest.param(NOTHING_OF_ITS_OWN, marks=pytest.mark.slow),
+        pytest.param(NOTHING_LEFT, marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_learn_what_one_process_learns_from_all_users(tmp_path: Path, batches: list[dict[str, Any]]) -> None:
     """The sum of the ranks' losses and gradients, which the engine averages."""
     seen = two_ranks(tmp_path, batches)

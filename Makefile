@@ -1,11 +1,11 @@
-# make demo | test | test-all | bench | lint | format
+# make demo | test | test-all | bench | docs | lint | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench lint format install
+.PHONY: demo test test-all bench docs lint format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -27,6 +27,10 @@ test-all: install
 # about half an hour: `make bench BENCH="--data data/hm --weights WEIGHTS --recbole PYTHON"`
 bench: install
 	python -m benchmarks $(BENCH)
+
+# the site, into site/; `mkdocs serve` shows it while one writes
+docs: install
+	mkdocs build --strict
 
 lint: install
 	ruff check .

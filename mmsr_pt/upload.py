@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mmsr_pt.hub import HUB_ID
@@ -26,7 +27,12 @@ from mmsr_pt.models.bundle import INDEX_FILE, SHARD_FILES, WEIGHTS_FILE
 log = logging.getLogger(__name__)
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_OURS = (WEIGHTS_FILE, INDEX_FILE, SHARD_FILES, "training/*")
+RepoType = Literal["model", "dataset", "space"]
+_OURS: dict[RepoType, tuple[str, ...]] = {
+    "model": (WEIGHTS_FILE, INDEX_FILE, SHARD_FILES, "training/*"),
+    "dataset": (),
+    "space": (),
+}
 """What an earlier upload may have left that would contradict this one; anything else in a repository is its owner's."""
 _WHY = {
     401: "the hub does not accept the login: type hf auth login, or set HF_TOKEN to a token that may write there",
@@ -50,6 +56,8 @@ class Target:
     """Of a repository that is made now."""
     create_pr: bool = False
     """Propose the commit instead of making it."""
+    repo_type: RepoType = "model"
+    """What the repository is; names of models, datasets and spaces do not clash."""
 
     def __post_init__(self) -> None:
         if not HUB_ID.fullmatch(self.repo_id):
@@ -108,39 +116,42 @@ def upload(directory: Path, target: Target, message: str, token: str | bool | No
             target.repo_id,
             [*operations, *(CommitOperationDelete(name) for name in stale)],
             commit_message=message,
+            repo_type=target.repo_type,
             revision=target.revision,
             create_pr=target.create_pr,
             # what was just looked at is what is changed
-            parent_commit=held.sha,
+            parent_commit=held,
         )
-    is_new = made.oid != held.sha
+    is_new = made.oid != held
     return Uploaded(made.pr_url or made.commit_url, is_new)
 
 
-def _ready(api: HfApi, target: Target) -> ModelInfo:
-    """The repository and the branch, made where they are not there."""
+def _ready(api: HfApi, target: Target) -> str | None:
+    """Of the newest commit; repository and branch are made where they are not there."""
+    kind = target.repo_type
     try:
-        found = api.model_info(target.repo_id)
+        found = api.repo_info(target.repo_id, repo_type=kind)
         if target.private and found.private is False:
             raise UserError(
                 f"{target.repo_id} is there and public, and --private is for new ones: choose another --repo_id, or "
                 "make it private on the hub and leave --private out"
             )
     except RepositoryNotFoundError:
-        api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(target.repo_id, repo_type=kind, space_sdk=sdk, private=target.private or None, exist_ok=True)
     if target.revision is None or target.create_pr:
-        return api.model_info(target.repo_id)
+        return api.repo_info(target.repo_id, repo_type=kind).sha
     try:
-        return api.model_info(target.repo_id, revision=target.revision)
+        return api.repo_info(target.repo_id, repo_type=kind, revision=target.revision).sha
     except RevisionNotFoundError:
-        api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
-        return api.model_info(target.repo_id, revision=target.revision)
+        api.create_branch(target.repo_id, repo_type=kind, branch=target.revision, exist_ok=True)
+        return api.repo_info(target.repo_id, repo_type=kind, revision=target.revision).sha
 
 
-def _stale(api: HfApi, target: Target, held: ModelInfo, directory: Path) -> list[str]:
-    new = files_of(directory)
-    names = api.list_repo_files(target.repo_id, revision=held.sha)
-    return [name for name in names if name not in new and any(fnmatch(name, ours) for ours in _OURS)]
+def _stale(api: HfApi, target: Target, held: str | None, directory: Path) -> list[str]:
+    new, ours = files_of(directory), _OURS[target.repo_type]
+    names = api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=held)
+    return [name for name in names if name not in new and any(fnmatch(name, pattern) for pattern in ours)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 
 from mmsr_pt.cli import main
 from mmsr_pt.data.preprocess import Preprocessor
@@ -14,8 +15,8 @@ from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.publish import find_origin, lay_out
-from mmsr_pt.upload import Target, Uploaded, check_licence, files_of, upload
-from tests.hub.repos import READ_TOKEN, TOKEN
+from mmsr_pt.upload import RepoType, Target, Uploaded, check_licence, files_of, upload
+from tests.hub.repos import LARGE, READ_TOKEN, TOKEN
 from tests.hub.server import StandIn
 
 REPO = "ada/shop"
@@ -296,3 +297,29 @@ def test_a_model_in_hand_is_pushed_by_the_same_way(hub: StandIn, run: Path, tmp_
     for name, value in model.recommender.state_dict().items():
         assert torch.equal(again.recommender.state_dict()[name], value)
     assert model.push_to_hub(REPO, license="mit") == url
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("dataset", "datasets/"), ("space", "spaces/")])
+def test_datasets_and_spaces_are_repositories_of_their_own(
+    hub: StandIn, tmp_path: Path, kind: RepoType, prefix: str
+) -> None:
+    directory = tmp_path / "laid"
+    (directory / "training").mkdir(parents=True)
+    (directory / "README.md").write_text("---\nsdk: gradio\n---\nA text.\n")
+    (directory / "training" / "old").write_bytes(bytes(LARGE + 1))
+    target = Target(REPO, "v1", private=True, repo_type=kind)
+    made = upload(directory, target, "Upload a test")
+    assert made.is_new
+    assert set(hub.state.repos) == {prefix + REPO}
+    repo = hub.state.repos[prefix + REPO]
+    assert repo.private
+    assert repo.tree("v1")["training/old"].is_large
+    assert hub.names(prefix + REPO, "v1") == {"README.md", "training/old"}
+    assert not upload(directory, target, "Upload a test").is_new
+    # training/ is ours in a model's repository only
+    (directory / "training" / "old").unlink()
+    (directory / "README.md").write_text("---\nsdk: gradio\n---\nAnother text.\n")
+    assert upload(directory, target, "Upload a test").is_new
+    assert hub.names(prefix + REPO, "v1") == {"README.md", "training/old"}
+    name = hf_hub_download(REPO, "README.md", repo_type=kind, revision="v1")
+    assert Path(name).read_bytes() == (directory / "README.md").read_bytes()

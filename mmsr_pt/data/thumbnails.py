@@ -16,3 +16,10 @@ def thumbnail(domain: Domain, row: int, size: int) -> Image.Image:
     picture.draft("RGB", (2 * size, 2 * size))
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     return picture.convert("RGB")
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """The picture as a small file."""
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=82)
+    return file.getvalue()

@@ -89,7 +89,7 @@ def lay_out(origin: Origin, directory: Path, repo_id: str, licence: str | None =
     else:
         assert origin.checkpoint is not None
         _make_bundle(origin.checkpoint, origin.run, directory)
-    _shorten_places(directory / bundle.CONFIG_FILE)
+    shorten_places(directory / bundle.CONFIG_FILE)
     # what cannot be loaded here can be loaded nowhere
     Recommender.load(directory)
     Preprocessor.load(directory)
@@ -177,7 +177,7 @@ def _take_training(run: Path, directory: Path) -> None:
     directory.mkdir()
     for name in CONFIGS:
         shutil.copyfile(run / name, directory / name)
-        _shorten_places(directory / name)
+        shorten_places(directory / name)
     if (run / METRICS).is_file():
         written = (run / METRICS).read_bytes()
         (directory / METRICS).write_bytes(written[: written.rfind(b"\n") + 1])
@@ -189,7 +189,7 @@ def _take_training(run: Path, directory: Path) -> None:
         shutil.copyfile(path, directory / TENSORBOARD / f"events.out.tfevents.{began}.{number}")
 
 
-def _shorten_places(file: Path) -> None:
+def shorten_places(file: Path) -> None:
     """Replaces a JSON file where it names local paths, never writing into a file that may be linked."""
     value = json.loads(file.read_text(encoding="utf-8"))
     shortened = without_places(value)

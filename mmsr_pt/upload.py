@@ -31,7 +31,7 @@ RepoType = Literal["model", "dataset", "space"]
 _OURS: dict[RepoType, tuple[str, ...]] = {
     "model": (WEIGHTS_FILE, INDEX_FILE, SHARD_FILES, "training/*"),
     "dataset": (),
-    "space": (),
+    "space": ("exhibit/*", "mmsr_pt/*"),
 }
 """What an earlier upload may have left that would contradict this one; anything else in a repository is its owner's."""
 _WHY = {

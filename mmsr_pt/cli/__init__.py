@@ -4,6 +4,7 @@
     mmsr-pt recommend --model runs/first --data data/hm --history 0108775015,0110065001
     mmsr-pt encode    --model runs/first --data data/hm --out hm-index
     mmsr-pt serve     --model runs/first --index hm-index
+    mmsr-pt explore   --model runs/first runs/ids --data data/hm
     mmsr-pt publish   --model runs/first --repo_id user/name
     mmsr-pt export    --model runs/first --out exported
     mmsr-pt cache     --data data/hm --text hf:roberta-base --vision timm:swin_base_patch4_window7_224
@@ -27,6 +28,7 @@ import tyro
 from mmsr_pt.cli.cache import cache_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
+from mmsr_pt.cli.explore import explore_command
 from mmsr_pt.cli.export import export_command
 from mmsr_pt.cli.publish import publish_command
 from mmsr_pt.cli.recommend import recommend_command
@@ -41,6 +43,7 @@ app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)
 app.command(name="encode")(encode_command)
 app.command(name="serve")(serve_command)
+app.command(name="explore")(explore_command)
 app.command(name="publish")(publish_command)
 app.command(name="export")(export_command)
 app.command(name="cache")(cache_command)

@@ -22,3 +22,10 @@ def thumbnail(domain: Domain, row: int, size: int) -> Image.Image | None:
         return picture.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """The picture as a small file."""
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=82)
+    return file.getvalue()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 
 from PIL import Image
 
 from mmsr_pt.data.domain import COLD_BELOW, IMAGE, Domain
-from mmsr_pt.data.thumbnails import thumbnail
+from mmsr_pt.data.thumbnails import as_jpeg, thumbnail
 
 THUMBNAIL = 160
 """Longer side in pixels: sharp at the 112 of the page on most screens."""
@@ -56,9 +55,7 @@ class Shelf:
 
 def as_jpeg_uri(picture: Image.Image) -> str:
     """A picture as what may stand in `src`."""
-    file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82)
-    return data_uri("image/jpeg", file.getvalue())
+    return data_uri("image/jpeg", as_jpeg(picture))
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -44,6 +44,7 @@ from mmsr_pt.upload import Target, check_licence, upload
 
 _PROBES = ("Red cotton T-shirt, 2 pcs", "Ünïcode naïve café", "红色 围巾", "")
 """Titles whose tokens tell tokenizers apart."""
+_NAMES_OF_TOWERS = ("text", "vision", "vlp", "tokenizer")
 
 
 class MMSRModel:
@@ -150,14 +151,19 @@ class MMSRModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with anything that changes a vector: settings, weights, tokenizer, pictures' size; 64 hex digits."""
+        """Changes with anything that changes a vector: settings, weights, tokenizer, pictures' size; 64 hex digits.
+
+        Where towers once came from changes none, and a published model has other names for it.
+        """
         tokenizer, image = self.preprocessor.tokenizer, self.preprocessor.image
         reads = [
             self.preprocessor.title_tokens if tokenizer else None,
             None if tokenizer is None else tokenizer.encode(_PROBES, self.preprocessor.title_tokens),
             None if image is None else dataclasses.asdict(image),
         ]
-        described = [dataclasses.asdict(self.recommender.config), self.recommender.item_encoder.config(), reads]
+        config = dataclasses.asdict(self.recommender.config)
+        settings = {name: value for name, value in config.items() if name not in _NAMES_OF_TOWERS}
+        described = [settings, self.recommender.item_encoder.config(), reads]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         for name, tensor in sorted(self.recommender.state_dict().items()):
             digest.update(name.encode())

@@ -18,6 +18,8 @@ from mmsr_pt.pages.contact_sheet import contact_sheet
 from mmsr_pt.recommend import Recommendation, history_of_user, rows_of_items
 from mmsr_pt.run_dir import write_text
 
+_LONG = 32
+
 
 def recommend_command(
     model: str,
@@ -69,8 +71,13 @@ def recommend_command(
         wide_console().print(_recommendations_table(found, f"{name}, behind {behind}"))
         if out is not None:
             most = opened.recommender.config.max_history
-            page = contact_sheet(f"{name}: behind {behind}", model, most, catalogue, domain, item_ids, found)
+            page = contact_sheet(f"{name}: behind {_shorten(behind)}", model, most, catalogue, domain, item_ids, found)
             write_text(out, page)
+
+
+def _shorten(text: str) -> str:
+    """The text with its long words, as ids that are hashes, cut: a headline is no place for them."""
+    return " ".join(word if len(word) <= _LONG else f"{word[: _LONG // 2]}…" for word in text.split())
 
 
 def _require_same(catalogue: CatalogueIndex, domain: Domain | None, index: str) -> None:

@@ -59,10 +59,10 @@ class ColdRow:
 
 def header(exhibit: Exhibit) -> str:
     """What is shown here."""
-    models = [
-        {"name": name, "trained_on": ", ".join(entry["name"] for entry in shown.model.recommender.trained_on)}
-        for name, shown in exhibit.models.items()
-    ]
+    models: dict[str, list[str]] = {}
+    for name, shown in exhibit.models.items():
+        trained_on = ", ".join(entry["name"] for entry in shown.model.recommender.trained_on)
+        models.setdefault(trained_on or "nothing that was recorded", []).append(name)
     counts = f"{len(exhibit.items):,} items, {int(exhibit.is_cold.sum()):,} of them cold"
     return _html({"part": "head", "domain": exhibit.domain, "counts": counts, "models": models})
 

@@ -124,7 +124,7 @@ def test_a_user_is_chosen_and_every_model_recommends(page: Page, exhibit: Exhibi
         if number:
             page.page.click("#user input")
             page.page.get_by_role("option", name=user["user_id"]).click()
-        page.shows(HISTORY, user["history"])
+        page.shows(HISTORY, user["history"][::-1])
         page.shows("#history ol.next", [user["test"]])
         ids = exhibit.items["item_id"]
         for name, shown in exhibit.models.items():
@@ -147,7 +147,7 @@ def test_a_history_is_clicked_together_and_taken_apart(page: Page, exhibit: Exhi
     page.page.click("#on")
     page.shows(CATALOGUE, list(range(PAGE_SIZE, 2 * PAGE_SIZE)))
     page.click(CATALOGUE, 1)
-    page.shows(HISTORY, [3, PAGE_SIZE + 1])
+    page.shows(HISTORY, [PAGE_SIZE + 1, 3])
     assert page.page.locator("#history ol.next").count() == 0
     rows = best(exhibit, [3, PAGE_SIZE + 1])
     for name, of_one in rows.items():
@@ -155,9 +155,9 @@ def test_a_history_is_clicked_together_and_taken_apart(page: Page, exhibit: Exhi
     # what is recommended can be taken too
     taken = rows["MMSR"][2]
     page.click('#recommended section[data-model="MMSR"]', 2)
-    page.shows(HISTORY, [3, PAGE_SIZE + 1, taken])
-    page.click(HISTORY, 0)
-    page.shows(HISTORY, [PAGE_SIZE + 1, taken])
+    page.shows(HISTORY, [taken, PAGE_SIZE + 1, 3])
+    page.click(HISTORY, 2)
+    page.shows(HISTORY, [taken, PAGE_SIZE + 1])
     page.shows('#recommended section[data-model="MMSR"]', best(exhibit, [PAGE_SIZE + 1, taken])["MMSR"])
     page.page.click("#back")
     page.shows(CATALOGUE, list(range(PAGE_SIZE)))
@@ -218,6 +218,6 @@ def test_titles_are_text_and_nothing_else(browser: playwright.Browser, exhibit: 
     )
     with running(replace(exhibit, items=items)) as address:
         page = Page(browser, address)
-        assert page.page.locator(f"{HISTORY} li .name").first.inner_text() == evil
+        assert page.page.locator(f"{HISTORY} li .name").last.inner_text() == evil
         assert page.page.title() == f"Explore {exhibit.domain['name']}"
         page.page.context.close()

@@ -66,7 +66,7 @@ def header(exhibit: Exhibit) -> str:
         models.setdefault(trained_on or "nothing that was recorded", []).append(name)
     cold = f"{int(exhibit.is_cold.sum()):,} of them cold, fewer than {COLD_BELOW} times in training"
     counts = f"{len(exhibit.items):,} items, {cold}"
-    return _html({"part": "head", "domain": exhibit.domain, "counts": counts, "models": models})
+    return render("explore.html", {"part": "head", "domain": exhibit.domain, "counts": counts, "models": models})
 
 
 def history_page(exhibit: Exhibit, history: Sequence[int], target: int | None) -> str:
@@ -77,12 +77,12 @@ def history_page(exhibit: Exhibit, history: Sequence[int], target: int | None) -
     if not reads or len(history) <= reads[0]:
         said = "" if history else NO_HISTORY
     after = None if target is None else _tile(exhibit, target)
-    return _html({"part": "history", "tiles": tiles[::-1], "said": said, "after": after})
+    return render("explore.html", {"part": "history", "tiles": tiles[::-1], "said": said, "after": after})
 
 
 def catalogue_page(exhibit: Exhibit, rows: Sequence[int]) -> str:
     """A piece of the catalogue; a click adds to the history."""
-    return _html({"part": "catalogue", "tiles": [_tile(exhibit, row) for row in rows]})
+    return render("explore.html", {"part": "catalogue", "tiles": [_tile(exhibit, row) for row in rows]})
 
 
 def recommended_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[int], target: int | None) -> str:
@@ -100,7 +100,7 @@ def recommended_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Se
         note = f"what came next: rank {ranks[name]:,}" if name in ranks else ""
         groups.append(Group(name, [_tile(exhibit, item.row, str(item.rank), target) for item in found], note))
     said = "" if scores else NO_HISTORY
-    return _html({"part": "recommended", "groups": groups, "said": said})
+    return render("explore.html", {"part": "recommended", "groups": groups, "said": said})
 
 
 def similar_page(exhibit: Exhibit, row: int | None) -> str:
@@ -110,7 +110,7 @@ def similar_page(exhibit: Exhibit, row: int | None) -> str:
         groups.append(Group(name, [_near(exhibit, item) for item in found]))
     empty = "Click the ≈ of any item to see what is similar to it."
     chosen = None if row is None else _tile(exhibit, row)
-    return _html({"part": "similar", "chosen": chosen, "groups": groups, "empty": empty})
+    return render("explore.html", {"part": "similar", "chosen": chosen, "groups": groups, "empty": empty})
 
 
 def cold_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[int]) -> str:
@@ -134,7 +134,7 @@ def cold_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[
             for name, places in found.items()
         ],
     }
-    return _html(page)
+    return render("explore.html", page)
 
 
 def _cold_rows(found: Mapping[str, ColdPlaces], ranked: int) -> list[ColdRow]:
@@ -167,11 +167,3 @@ def _tile(exhibit: Exhibit, row: int, rank: str = "", target: int | None = None,
         row == target,
         rank,
     )
-
-
-def _html(page: Mapping[str, object]) -> str:
-    """As a value that the page's own templates leave alone: they would read braces and dollars in titles."""
-    html = render("explore.html", page)
-    for sign in "{}$`\\":
-        html = html.replace(sign, f"&#{ord(sign)};")
-    return html

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def upload(directory: Path, target: Target, message: str, token: str | bool | No
         held = _ready(api, target)
         stale = _stale(api, target, held, directory)
     operations = [CommitOperationAdd(name, path) for name, path in files_of(directory).items()]
-    with _telling(target, "uploading", token):
+    with _telling(target, "uploading", token), warnings.catch_warnings():
+        # the library doubts that tables belong into a Space
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
         made = api.create_commit(
             target.repo_id,
             [*operations, *(CommitOperationDelete(name) for name in stale)],

@@ -121,7 +121,7 @@ def build(exhibit: Exhibit) -> gr.Blocks:
         user.input(explorer.of_user, user, shown, show_progress="hidden")
         clear.click(explorer.cleared, None, shown, show_progress="hidden")
         piece: dict[str, Any] = {"outputs": [grid, bounds, page], "show_progress": "hidden"}
-        words.input(lambda said: explorer.turned(said, 0, 0), words, trigger_mode="always_last", **piece)
+        words.change(lambda said: explorer.turned(said, 0, 0), words, trigger_mode="always_last", **piece)
         back.click(lambda said, at: explorer.turned(said, at, -1), [words, page], **piece)
         on.click(lambda said, at: explorer.turned(said, at, 1), [words, page], **piece)
         app.load(lambda: explorer.of_user(users[0] if users else None), None, shown, show_progress="hidden")

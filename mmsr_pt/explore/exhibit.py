@@ -22,6 +22,7 @@ from pathlib import Path
 import polars as pl
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mmsr_pt.card import kind
 from mmsr_pt.catalogue_index import CatalogueIndex
@@ -31,7 +32,7 @@ from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import catalogue_scorer
 from mmsr_pt.evaluation.ranking import Scorer
 from mmsr_pt.hub import short_names
-from mmsr_pt.log import UserError
+from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.bundle import CONFIG_FILE
@@ -111,7 +112,8 @@ class Exhibit:
             directory: empty or not there.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        thumbnails = [self.picture(row) for row in range(len(self.items))]
+        rows = tqdm(range(len(self.items)), desc="thumbnails", unit="item", mininterval=redraw_seconds())
+        thumbnails = [self.picture(row) for row in rows]
         table = self.items.with_columns(thumbnail=pl.Series(thumbnails, dtype=pl.Binary))
         table.write_parquet(directory / "items.parquet")
         self.users.write_parquet(directory / "users.parquet")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmsr_pt.data.domain import COLD_BELOW
 from mmsr_pt.explore.exhibit import Exhibit
 from mmsr_pt.explore.questions import DEPTHS, ColdPlaces, cold_places, ranks_of, recommended, similar
 from mmsr_pt.pages.cards import data_uri
@@ -59,24 +60,29 @@ class ColdRow:
 
 def header(exhibit: Exhibit) -> str:
     """What is shown here."""
-    models = [
-        {"name": name, "trained_on": ", ".join(entry["name"] for entry in shown.model.recommender.trained_on)}
-        for name, shown in exhibit.models.items()
-    ]
-    counts = f"{len(exhibit.items):,} items, {int(exhibit.is_cold.sum()):,} of them cold"
-    return _html({"part": "head", "domain": exhibit.domain, "counts": counts, "models": models})
+    models: dict[str, list[str]] = {}
+    for name, shown in exhibit.models.items():
+        trained_on = ", ".join(entry["name"] for entry in shown.model.recommender.trained_on)
+        models.setdefault(trained_on or "nothing that was recorded", []).append(name)
+    cold = f"{int(exhibit.is_cold.sum()):,} of them cold, fewer than {COLD_BELOW} times in training"
+    counts = f"{len(exhibit.items):,} items, {cold}"
+    return render("explore.html", {"part": "head", "domain": exhibit.domain, "counts": counts, "models": models})
 
 
 def history_page(exhibit: Exhibit, history: Sequence[int], target: int | None) -> str:
-    """What is taken out by a click, oldest first, and what came next; None: not known."""
-    tiles = [_tile(exhibit, row) for row in history]
+    """What is taken out by a click, newest first, and what came next; None: not known."""
+    tiles = [(place, _tile(exhibit, row)) for place, row in enumerate(history)]
+    reads = sorted({shown.model.recommender.config.max_history for shown in exhibit.models.values()})
+    said = f"The models read the newest {' or '.join(map(str, reads))} items of it."
+    if not reads or len(history) <= reads[0]:
+        said = "" if history else NO_HISTORY
     after = None if target is None else _tile(exhibit, target)
-    return _html({"part": "history", "tiles": tiles, "empty": NO_HISTORY, "after": after})
+    return render("explore.html", {"part": "history", "tiles": tiles[::-1], "said": said, "after": after})
 
 
 def catalogue_page(exhibit: Exhibit, rows: Sequence[int]) -> str:
     """A piece of the catalogue; a click adds to the history."""
-    return _html({"part": "catalogue", "tiles": [_tile(exhibit, row) for row in rows]})
+    return render("explore.html", {"part": "catalogue", "tiles": [_tile(exhibit, row) for row in rows]})
 
 
 def recommended_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[int], target: int | None) -> str:
@@ -94,7 +100,7 @@ def recommended_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Se
         note = f"what came next: rank {ranks[name]:,}" if name in ranks else ""
         groups.append(Group(name, [_tile(exhibit, item.row, str(item.rank), target) for item in found], note))
     said = "" if scores else NO_HISTORY
-    return _html({"part": "recommended", "groups": groups, "said": said})
+    return render("explore.html", {"part": "recommended", "groups": groups, "said": said})
 
 
 def similar_page(exhibit: Exhibit, row: int | None) -> str:
@@ -104,7 +110,7 @@ def similar_page(exhibit: Exhibit, row: int | None) -> str:
         groups.append(Group(name, [_near(exhibit, item) for item in found]))
     empty = "Click the ≈ of any item to see what is similar to it."
     chosen = None if row is None else _tile(exhibit, row)
-    return _html({"part": "similar", "chosen": chosen, "groups": groups, "empty": empty})
+    return render("explore.html", {"part": "similar", "chosen": chosen, "groups": groups, "empty": empty})
 
 
 def cold_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[int]) -> str:
@@ -113,9 +119,8 @@ def cold_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[
     ranked = len(exhibit.items) - len(set(history))
     num_cold = int(exhibit.is_cold.sum()) - len({row for row in history if exhibit.is_cold[row]})
     said = (
-        f"{num_cold:,} of the {ranked:,} items that can be recommended are cold: they occur fewer than 10 times in "
-        "training. By chance one in ten would stand in each tenth, and popularity can only put them last. Ties count "
-        "against an item."
+        f"{num_cold:,} of the {ranked:,} items that can be recommended are cold. By chance one in ten would stand in "
+        "each tenth; popularity can only put them last. Ties count against an item."
     )
     if not found:
         said = NO_HISTORY if not scores else "No item outside of the history is cold."
@@ -129,7 +134,7 @@ def cold_page(exhibit: Exhibit, scores: Mapping[str, Tensor], history: Sequence[
             for name, places in found.items()
         ],
     }
-    return _html(page)
+    return render("explore.html", page)
 
 
 def _cold_rows(found: Mapping[str, ColdPlaces], ranked: int) -> list[ColdRow]:
@@ -157,16 +162,8 @@ def _tile(exhibit: Exhibit, row: int, rank: str = "", target: int | None = None,
         row,
         exhibit.titles[row],
         None if picture is None else data_uri("image/jpeg", picture),
-        f"{int(exhibit.train_count[row]):,} in training" if note is None else note,
+        f"{int(exhibit.train_count[row]):,} times" if note is None else note,
         bool(exhibit.is_cold[row]),
         row == target,
         rank,
     )
-
-
-def _html(page: Mapping[str, object]) -> str:
-    """As a value that the page's own templates leave alone: they would read braces and dollars in titles."""
-    html = render("explore.html", page)
-    for sign in "{}$`\\":
-        html = html.replace(sign, f"&#{ord(sign)};")
-    return html

@@ -34,13 +34,13 @@ from mmsr_pt.data.raw_items import RawItem, raw_item_batches
 from mmsr_pt.evaluation.evaluate import ItemSource, catalogue_scorer, encode_catalogue
 from mmsr_pt.evaluation.ranking import CHUNK_SCORES, CHUNK_USERS
 from mmsr_pt.histories import HistoryItem, is_known, row_of, seen_rows, table_of
-from mmsr_pt.hub import find_bundle, find_index
+from mmsr_pt.hub.find import find_bundle, find_index
+from mmsr_pt.hub.publish import Origin, lay_out
+from mmsr_pt.hub.upload import Target, check_licence, upload
 from mmsr_pt.log import UserError
 from mmsr_pt.models.bundle import MAX_SHARD_SIZE
 from mmsr_pt.models.recommender import Recommender
-from mmsr_pt.publish import Origin, lay_out
 from mmsr_pt.recommend import Recommendation, best_unseen, described
-from mmsr_pt.upload import Target, check_licence, upload
 
 _PROBES = ("Red cotton T-shirt, 2 pcs", "Ünïcode naïve café", "红色 围巾", "")
 """Titles whose tokens tell tokenizers apart."""

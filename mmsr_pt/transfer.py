@@ -22,7 +22,7 @@ from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.flags import flag_value, parse_flags
-from mmsr_pt.hub import find_bundle
+from mmsr_pt.hub.find import find_bundle
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
 from mmsr_pt.models.item_encoder import NO_TOWERS, TrainedTowers

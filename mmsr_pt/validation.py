@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mmsr_pt.background import BackgroundEvaluation
 from mmsr_pt.cache import ItemCache
-from mmsr_pt.card import CARD_FILE, domain_entry, model_card
 from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
@@ -24,6 +23,7 @@ from mmsr_pt.evaluation.cases import Split, UserSample
 from mmsr_pt.evaluation.evaluate import ItemSource, evaluate, evaluate_baselines
 from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.table import print_results
+from mmsr_pt.hub.card import CARD_FILE, domain_entry, model_card
 from mmsr_pt.log import naming_a_full_disk
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.run_dir import BUNDLE, TEST_RANKS, write_bundle, write_ranks

@@ -13,7 +13,7 @@ from mmsr_pt.data.catalogue import item_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.evaluate import ItemSource
 from mmsr_pt.evaluation.processes import processes
-from mmsr_pt.hub import find_bundle
+from mmsr_pt.hub.find import find_bundle
 from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.model import MMSRModel
 

@@ -16,7 +16,7 @@ from mmsr_pt.evaluation.evaluate import evaluate, evaluate_baselines
 from mmsr_pt.evaluation.lines import EvalLine
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.evaluation.table import print_results, wide_console
-from mmsr_pt.hub import short_names
+from mmsr_pt.hub.find import short_names
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.run_dir import write_ranks, write_text
 

@@ -11,7 +11,7 @@ from mmsr_pt.cli.common import open_model, require, shown_source
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.explore.exhibit import Exhibit, Shown, gather, names_of
-from mmsr_pt.hub import short_names
+from mmsr_pt.hub.find import short_names
 from mmsr_pt.log import UserError
 
 if TYPE_CHECKING:

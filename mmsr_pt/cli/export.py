@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsr_pt.evaluation.table import wide_console
-from mmsr_pt.export import DEFAULT_OPSET, check_request, export, require_exporter
-from mmsr_pt.hub import find_bundle
+from mmsr_pt.export.check import TOLERANCE
+from mmsr_pt.export.directory import DEFAULT_OPSET, check_request, export, require_exporter
+from mmsr_pt.hub.find import find_bundle
 from mmsr_pt.model import MMSRModel
-from mmsr_pt.onnx_check import TOLERANCE
 
 
 def export_command(model: str, out: Path, opset: int = DEFAULT_OPSET) -> None:

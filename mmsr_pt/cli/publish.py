@@ -15,9 +15,9 @@ from mmsr_pt.cli.explore import check_exhibit_flags, explorer_app, open_exhibit
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.evaluation.table import wide_console
 from mmsr_pt.explore.space import lay_out_space
-from mmsr_pt.publish import find_origin, lay_out
-from mmsr_pt.publish_index import lay_out_index
-from mmsr_pt.upload import RepoType, Target, check_licence, files_of, upload
+from mmsr_pt.hub.publish import find_origin, lay_out
+from mmsr_pt.hub.publish_index import lay_out_index
+from mmsr_pt.hub.upload import RepoType, Target, check_licence, files_of, upload
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ def publish_command(
         if data is not None:
             what = _lay_out_space(model, data, 200 if users is None else users, directory, license)
         elif index is not None:
-            opened = open_plain_model(model[0])
-            what = lay_out_index(opened.load_index(index), opened, model[0], directory, repo_id, license)
+            # which refuses what another model made
+            catalogue = open_plain_model(model[0]).load_index(index)
+            what = lay_out_index(catalogue, model[0], directory, repo_id, license)
         else:
             what = lay_out(find_origin(Path(model[0])), directory, repo_id, license)
         wide_console().print(_table(directory, f"{what}, for {repo_id}"))

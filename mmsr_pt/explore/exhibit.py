@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmsr_pt.card import kind
 from mmsr_pt.catalogue_index import CatalogueIndex
 from mmsr_pt.data.domain import COLD_BELOW, IMAGE, Domain
 from mmsr_pt.data.thumbnails import as_jpeg, thumbnail
 from mmsr_pt.evaluation.cases import UserSample
 from mmsr_pt.evaluation.evaluate import catalogue_scorer
 from mmsr_pt.evaluation.ranking import Scorer
-from mmsr_pt.hub import short_names
+from mmsr_pt.hub.card import kind
+from mmsr_pt.hub.find import short_names
+from mmsr_pt.hub.publish import shorten_places
 from mmsr_pt.log import UserError, redraw_seconds
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.baselines.popularity import Popularity
 from mmsr_pt.models.bundle import CONFIG_FILE
-from mmsr_pt.publish import shorten_places
 
 FORMAT_VERSION = 1
 EXHIBIT_FILE = "exhibit.json"

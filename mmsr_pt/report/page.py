@@ -18,7 +18,6 @@ import polars as pl
 import torch
 
 from mmsr_pt.cache import open_cache
-from mmsr_pt.card import kind
 from mmsr_pt.config import FinetuneConfig, PretrainConfig, to_json
 from mmsr_pt.data.domain import COLD_BELOW, Domain
 from mmsr_pt.evaluation.cases import Split
@@ -26,6 +25,7 @@ from mmsr_pt.evaluation.evaluate import POPULARITY, TRANSITIONS, ItemSource, enc
 from mmsr_pt.evaluation.metrics import METRICS
 from mmsr_pt.evaluation.processes import processes
 from mmsr_pt.figures.canvas import require_drawing
+from mmsr_pt.hub.card import kind
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.pages.render import render
 from mmsr_pt.report.charts import Chart, slices, vectors

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.first_recommendation import Settings, main, measure
 from mmsr_pt.assembly import build_model
-from mmsr_pt.card import domain_entry
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.hub.card import domain_entry
 
 
 @pytest.fixture

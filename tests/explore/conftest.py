@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mmsr_pt.assembly import build_model
-from mmsr_pt.card import domain_entry
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.explore.exhibit import Exhibit, Shown, gather
+from mmsr_pt.hub.card import domain_entry
 from mmsr_pt.model import MMSRModel
 
 KINDS = {

@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import constants
 
 from mmsr_pt.assembly import build_model
-from mmsr_pt.card import domain_entry
 from mmsr_pt.config import DataConfig, ModelConfig, PretrainConfig, RunConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.hub.card import domain_entry
 from mmsr_pt.run_dir import MetricsLog, record
 from tests.hub.repos import TOKEN
 from tests.hub.server import StandIn, running

@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import constants
 
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.hub.publish import find_origin, lay_out
+from mmsr_pt.hub.upload import Target, upload
 from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
-from mmsr_pt.publish import find_origin, lay_out
 from mmsr_pt.transfer import Source
-from mmsr_pt.upload import Target, upload
 from tests.hub.repos import TOKEN, File
 from tests.hub.server import StandIn
 

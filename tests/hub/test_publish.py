@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from mmsr_pt.cli import main
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.hub.places import short_place, without_places
+from mmsr_pt.hub.publish import Origin, find_origin, lay_out
+from mmsr_pt.hub.upload import files_of
 from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import Recommender
-from mmsr_pt.places import short_place, without_places
-from mmsr_pt.publish import Origin, find_origin, lay_out
-from mmsr_pt.upload import files_of
 from tests.hub.conftest import METRICS, STEP
 
 BUNDLE = {"README.md", "config.json", "model.safetensors", "preprocessor.json", "tokenizer.model"}

@@ -12,11 +12,11 @@ from huggingface_hub import hf_hub_download
 from mmsr_pt.cli import main
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.hub.publish import find_origin, lay_out
+from mmsr_pt.hub.upload import RepoType, Target, Uploaded, check_licence, files_of, upload
 from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.recommender import Recommender
-from mmsr_pt.publish import find_origin, lay_out
-from mmsr_pt.upload import RepoType, Target, Uploaded, check_licence, files_of, upload
 from tests.hub.repos import LARGE, READ_TOKEN, TOKEN
 from tests.hub.server import StandIn
 from tests.pretrain.launching import SMALL, ds_config, finish

@@ -21,7 +21,7 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from mmsr_pt.hub import HUB_ID
+from mmsr_pt.hub.find import HUB_ID
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.bundle import INDEX_FILE, SHARD_FILES, WEIGHTS_FILE
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from mmsr_pt.card import domain_entry, kind, model_card
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.hub.card import domain_entry, kind, model_card
 
 NONE = "none"
 

@@ -16,22 +16,20 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
-from mmsr_pt.card import CARD_FILE, PAPER, kind
 from mmsr_pt.catalogue_index import ITEMS_FILE, CatalogueIndex
-from mmsr_pt.hub import HUB_ID
-from mmsr_pt.model import MMSRModel
+from mmsr_pt.hub.card import CARD_FILE, PAPER
+from mmsr_pt.hub.find import HUB_ID
 from mmsr_pt.run_dir import write_text
 
 
 def lay_out_index(
-    index: CatalogueIndex, model: MMSRModel, reference: str, directory: Path, repo_id: str, licence: str | None = None
+    index: CatalogueIndex, reference: str, directory: Path, repo_id: str, licence: str | None = None
 ) -> str:
     """Puts all that is published of an index into `directory`, which is empty.
 
     Args:
-        index: made by the model.
-        model: that made it.
-        reference: what was given as `--model`; a hub id stands in the card, a local path does not.
+        index: of the catalogue.
+        reference: the model that made it, as `--model` names it; a hub id stands in the card, a local path does not.
         directory: is there.
         repo_id: what the card's commands call the dataset.
         licence: of the vectors, as the hub spells it.
@@ -43,7 +41,7 @@ def lay_out_index(
     what = f"{index.domain['name'] if index.domain else 'A catalogue'}: {len(index):,} items as vectors"
     is_local = Path(reference).expanduser().exists() or not HUB_ID.fullmatch(reference)
     name = "MODEL" if is_local else reference
-    by = f"a model (`{kind(model.recommender.config)}`)" if is_local else f"[{name}](https://huggingface.co/{name})"
+    by = "a model of mmsr_pt" if is_local else f"[{name}](https://huggingface.co/{name})"
     write_text(directory / CARD_FILE, _card(index, what, name, by, repo_id, licence))
     return what
 

@@ -20,13 +20,13 @@ import torch
 
 from mmsr_pt import __version__
 from mmsr_pt.data.shards.output import complete_directory
+from mmsr_pt.export.check import TOLERANCE, differences, draw_histories, draw_items
+from mmsr_pt.export.graphs import OPSETS, ItemTower, Ports, UserTower, item_ports, user_ports, write_graph
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.towers.region import RegionVision
 from mmsr_pt.models.towers.vision_tower import VisionTower
-from mmsr_pt.onnx_check import TOLERANCE, differences, draw_histories, draw_items
-from mmsr_pt.onnx_graphs import OPSETS, ItemTower, Ports, UserTower, item_ports, user_ports, write_graph
 
 ITEM_TOWER, USER_TOWER, EXPORT_FILE = "item_tower.onnx", "user_tower.onnx", "export.json"
 FORMAT_VERSION = 1

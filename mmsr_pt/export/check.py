@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
+from mmsr_pt.export.graphs import Ports, item_ports, user_ports
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.model import MMSRModel
-from mmsr_pt.onnx_graphs import Ports, item_ports, user_ports
 
 TOLERANCE = 1e-4
 """How far an entry of a vector may be from torch's, as a share of the largest entry: sums are rounded in another order,

@@ -11,21 +11,22 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'mmsr_pt[export]'")
 import onnxruntime
 
-from mmsr_pt import cli, onnx_graphs
-from mmsr_pt import export as exporting
+from mmsr_pt import cli
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.catalogue import item_source, iter_item_batches
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import catalogue_scorer, encode_catalogue
-from mmsr_pt.export import EXPORT_FILE, ITEM_TOWER, USER_TOWER, export
+from mmsr_pt.export import directory as exporting
+from mmsr_pt.export import graphs
+from mmsr_pt.export.check import TOLERANCE, draw_histories, draw_items
+from mmsr_pt.export.directory import EXPORT_FILE, ITEM_TOWER, USER_TOWER, export
+from mmsr_pt.export.graphs import ItemTower, UserTower, item_ports, user_ports, write_graph
 from mmsr_pt.log import UserError
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.fusion import fusions
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.onnx_check import TOLERANCE, draw_histories, draw_items
-from mmsr_pt.onnx_graphs import ItemTower, UserTower, item_ports, user_ports, write_graph
 from mmsr_pt.recommend import recommend
 from tests.models.test_combinations import ITEMS, make
 from tests.models.test_recommender import with_towers
@@ -169,7 +170,7 @@ def test_a_directory_of_an_id_model_holds_what_it_says(tmp_path):
     out = tmp_path / "exported"
     out.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graphs, "LARGEST_FILE", 0)
+        patch.setattr(graphs, "LARGEST_FILE", 0)
         towers = export(model, out)
     assert [tower.file for tower in towers] == [ITEM_TOWER, USER_TOWER]
     beside = [f"{file}{end}" for file in (ITEM_TOWER, USER_TOWER) for end in ("", ".data")]
@@ -266,7 +267,7 @@ def test_an_opset_that_is_not_written_is_refused(tmp_path, capsys):
 
 
 def test_a_missing_library_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mmsr_pt.export.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mmsr_pt.export.directory.importlib.util.find_spec", lambda name: None)
     error = refused(capsys, "export", "--model", "no/such/model", "--out", str(tmp_path / "new"))
     assert "pip install 'mmsr_pt[export]'" in error
     assert "--editable '.[export]'" in error
@@ -324,6 +325,6 @@ def test_every_policy(tmp_path, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", onnx_graphs.OPSETS)
+@pytest.mark.parametrize("opset", graphs.OPSETS)
 def test_every_opset(tmp_path, opset):
     export(of_ids(), tmp_path / "exported", opset)

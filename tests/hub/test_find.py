@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmsr_pt.hub import find_bundle, short_names
+from mmsr_pt.hub.find import find_bundle, short_names
 from mmsr_pt.log import UserError
 
 

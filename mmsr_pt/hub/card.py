@@ -7,11 +7,11 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from mmsr_pt.card_figures import figure_tables, model_index
 from mmsr_pt.config import ModelConfig
 from mmsr_pt.data.domain import Domain
+from mmsr_pt.hub.card_figures import figure_tables, model_index
+from mmsr_pt.hub.places import short_place
 from mmsr_pt.models.sequence import sequence_encoders
-from mmsr_pt.places import short_place
 
 CARD_FILE = "README.md"
 PAPER = "2403.17372"

@@ -17,14 +17,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsr_pt.card import CARD_FILE, model_card
-from mmsr_pt.card_figures import figures_of, tested_step, validation_ndcg
 from mmsr_pt.config import ModelConfig, from_dict
 from mmsr_pt.data.preprocess import PREPROCESSOR_FILE, Preprocessor
+from mmsr_pt.hub.card import CARD_FILE, model_card
+from mmsr_pt.hub.card_figures import figures_of, tested_step, validation_ndcg
+from mmsr_pt.hub.places import without_places
 from mmsr_pt.log import UserError
 from mmsr_pt.models import bundle
 from mmsr_pt.models.recommender import Recommender
-from mmsr_pt.places import without_places
 from mmsr_pt.run_dir import BUNDLE, CONFIGS, METRICS, TENSORBOARD, metric_lines, write_text
 from mmsr_pt.training.checkpoint import MODEL, CheckpointManager, is_checkpoint, read_weights
 

@@ -1,0 +1,1 @@
+"""Both towers as ONNX, for serving without torch."""

@@ -30,7 +30,7 @@ bench: install
 
 # the site, into site/; `mkdocs serve` shows it while one writes
 docs: install
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 lint: install
 	ruff check .

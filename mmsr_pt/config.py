@@ -350,7 +350,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-train a recommender on one or several domains."""
+    """Pre-train a recommender on one or several domains.
+
+    Example: deepspeed pretrain/run.py --ds_config ds_configs/zero2.json --data data/mine --run_dir runs/mine
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -394,7 +397,10 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig(PretrainConfig):
-    """Fine-tune a recommender on another domain; settings of the model that are not given are those of --init."""
+    """Fine-tune a recommender on another domain; settings of the model that are not given are those of --init.
+
+    Example: deepspeed finetune/run.py --ds_config ds_configs/zero2.json --init runs/mine --data data/other
+    """
 
     transfer: TransferConfig = field(default_factory=TransferConfig)
 

@@ -21,6 +21,8 @@ def cache_command(config: tyro.conf.OmitArgPrefixes[PretrainConfig]) -> None:
     Takes the flags of pretrain/run.py, of which --data, --text, --vision, --tune, --title_tokens, --cache_dtype and the
     precision of --ds_config decide what is computed; a run with the same ones finds it.
 
+    Example: mmsr-pt cache --data data/hm --text hf:FacebookAI/roberta-base --vision none
+
     Args:
         config: As in pretrain/run.py.
     """

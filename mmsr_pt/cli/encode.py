@@ -27,6 +27,8 @@ def encode_command(
 ) -> None:
     """Encode every item of a catalogue once: an index to recommend from, or the vectors alone for other programs.
 
+    Example: mmsr-pt encode --model runs/mine --data data/mine --out mine-index
+
     Args:
         model: A run directory, a bundle directory or a hub id.
         out: A directory for an index (mmsr-pt recommend --index); FILE.parquet for item_id, title and vector by row;

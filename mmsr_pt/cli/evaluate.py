@@ -40,6 +40,8 @@ def evaluate_command(
     head (of the items with any, the 20 % with the most), tail (all others).
     Slices under cold: held-out (valid and test items, on which nothing was trained as targets), new.
 
+    Example: mmsr-pt evaluate --model runs/mine runs/ids --data data/mine --protocol cold
+
     Args:
         model: Run directories, bundle directories or hub ids; several are shown beside each other by their short names.
         data: The domain directory to evaluate on; what is cold, new, head and tail is counted in it.

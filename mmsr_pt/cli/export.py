@@ -14,6 +14,8 @@ from mmsr_pt.model import MMSRModel
 def export_command(model: str, out: Path, opset: int = DEFAULT_OPSET) -> None:
     """Write a model's item tower and user tower as ONNX, checked against torch with onnxruntime.
 
+    Example: mmsr-pt export --model runs/mine --out exported
+
     Args:
         model: A run directory, a bundle directory or a hub id.
         out: Directory to write, new or empty; export.json there says what goes in and what a score is.

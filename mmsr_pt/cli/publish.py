@@ -40,6 +40,8 @@ def publish_command(
     With --space and --data: a Space, on which everybody can try the models out, as mmsr-pt explore does here.
     Needs a login: hf auth login, or the variable HF_TOKEN. The same bytes again make no new commit.
 
+    Example: mmsr-pt publish --model runs/mine --repo_id user/name --private --license apache-2.0
+
     Args:
         model: A run directory, a checkpoint of one (runs/first/checkpoints/step_00001000) or a bundle. A run without
             a bundle yet is published as of its newest checkpoint, put together from all ranks' parts without a GPU.

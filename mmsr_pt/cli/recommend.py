@@ -33,6 +33,8 @@ def recommend_command(
 ) -> None:
     """Show the items that the model ranks highest behind a history; seen items are left out.
 
+    Example: mmsr-pt recommend --model runs/mine --data data/mine --user USER_ID --out sheet.html
+
     Args:
         model: A run directory, a bundle directory or a hub id.
         data: The domain directory whose items are recommended; not needed with --index and --history.

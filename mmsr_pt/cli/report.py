@@ -21,6 +21,8 @@ def report_command(
 ) -> None:
     """Write one self-contained HTML page about a run: settings, curves, figures, items, users, throughput.
 
+    Example: mmsr-pt report runs/mine
+
     Args:
         run: The run directory, of a finished run or of one under way.
         out: The file to write; none given: report.html in the run directory.

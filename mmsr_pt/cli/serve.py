@@ -29,6 +29,8 @@ def serve_command(
     Items are named by their ids in the catalogue, or sent as title and picture (base64). There is no authentication:
     put it behind what keeps strangers away.
 
+    Example: mmsr-pt serve --model runs/mine --index mine-index --port 8000
+
     Args:
         model: A run directory, a bundle directory or a hub id.
         data: The domain directory whose items are recommended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def study_command(
 
     Runs are processes of pretrain/run.py, one after the other. The same command goes on where it was broken off and
     skips what is finished; further rows, domains and seeds join the same --out.
+
+    Example: mmsr-pt study table3 --data data/hm data/mine --seeds 3 -- --tune frozen --cache
 
     Args:
         table: table2 to table8 or table11 to table14 (mmsr_pt/presets.py has the rows); figure4,
@@ -71,6 +74,8 @@ def transfer_command(
     Runs are processes of pretrain/run.py, finetune/run.py and mmsr-pt evaluate, one after the other. The same command
     goes on where it was broken off and skips what is finished; further sizes and seeds join the same --out.
 
+    Example: mmsr-pt study transfer --source data/hm --target data/mine --target_users 1000 all -- --tune frozen --cache
+
     Args:
         source: Domain directories that pre-train, mixed where there are several.
         target: The domain directory on which all models are compared.
@@ -93,7 +98,7 @@ def transfer_command(
 
 def transfer_main(words: Sequence[str]) -> None:
     """`mmsr-pt study` with the words behind it, of which the first is one of `TRANSFER`."""
-    summary = (transfer_command.__doc__ or "").partition("Args:")[0]
+    summary = inspect.cleandoc((transfer_command.__doc__ or "").partition("Args:")[0])
     prog, args = f"mmsr-pt study {words[0]}", _with_values_bound(words[1:])
     tyro.cli(transfer_command, prog=prog, description=summary, args=args, use_underscores=True)
 

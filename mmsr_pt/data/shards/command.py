@@ -44,7 +44,8 @@ def parse_command(argv: Sequence[str]) -> BuildCommand[Source]:
     return tyro.cli(
         Union[commands],  # noqa: UP007 (of a tuple made here)
         prog="shards/build.py",
-        description="Turns a raw dataset into a domain directory.",
+        description="Turns a raw dataset into a domain directory; --help behind a source's name lists its flags.\n\n"
+        "Example: python shards/build.py table --root raw/mine --out data/mine",
         args=list(argv),
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),

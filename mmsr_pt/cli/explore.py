@@ -35,6 +35,8 @@ def explore_command(
     Choose a user or click a history together from pictures. Popularity always stands beside the models. There is no
     authentication: put it behind what keeps strangers away.
 
+    Example: mmsr-pt explore --model runs/mine runs/ids --data data/mine
+
     Args:
         model: Run directories, bundle directories or hub ids.
         data: The domain directory whose items are recommended.

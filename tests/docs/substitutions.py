@@ -43,6 +43,8 @@ LEFT_OUT = ("epochs", "patience", "eval_every", "checkpoint_every")
 """Flags with one value that would contradict two steps."""
 ONE_HOST = {"--nnodes": "1", "--nproc_per_node": "2", "--master_addr": "127.0.0.1"}
 """Of torchrun and of the deepspeed launcher without ssh."""
+SERVICES = {"serve": "/healthz", "explore": "/"}
+"""Commands of mmsr-pt that run until they are stopped, and what they answer once they are up."""
 _SCRIPTS = ("pretrain/run.py", "finetune/run.py")
 
 
@@ -86,7 +88,7 @@ def as_run(words: Sequence[str], towers: str, port: int, free_port: int) -> list
         own = rest.index("--") if "--" in rest else len(rest)
         again = [] if "--dry_run" in rest[:own] else ["--dry_run"]
         return [program, *rest[:own], *again, *rest[own:]]  # runs themselves: tests/studies
-    if program == "mmsr-pt" and rest[0] == "serve":
+    if program == "mmsr-pt" and rest[0] in SERVICES:
         return [program, *_without(rest, ["port"]), "--port", str(port)]
     return [program, *rest]
 

@@ -3,7 +3,8 @@
     python -m tests.docs.warm SOCKET TOWERS LOG
 
 Each command runs in a fork of its own, with the words, directory, variables and streams of whoever asked (client.py),
-changed as substitutions.py says. `mmsr-pt serve` is answered when the service is up, and runs on.
+changed as substitutions.py says. `mmsr-pt serve` and `explore` are answered when they are up,
+and run on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.request import urlopen
 
-from tests.docs.substitutions import as_run, not_run
+from tests.docs.substitutions import SERVICES, as_run, not_run
 
 _START_SECONDS = 60
 _MAINS = {"mmsr-pt": "mmsr_pt.cli", "deepspeed": "deepspeed.launcher.runner", "torchrun": "torch.distributed.run"}
@@ -73,27 +74,30 @@ def _answer(asked: socket.socket, towers: str, log: Path) -> NoReturn:
         file.write(("" if is_run else "not run: ") + " ".join(words) + "\n")
     code = 0
     if is_run:
-        is_service = words[:2] == ["mmsr-pt", "serve"]
-        if is_service:  # it must not keep the pipe open that the block's output is read from
+        ready = SERVICES.get(words[1]) if words[0] == "mmsr-pt" else None
+        if ready is not None:  # it must not keep the pipe open that the block's output is read from
             for stream in streams:
                 os.close(stream)
             streams = [os.open(os.devnull, os.O_RDWR) for _ in streams]
         child = os.fork()
         if child == 0:
             _run(words, request["cwd"], request["env"], streams)
-        code = _wait_for_service(child, port) if is_service else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if ready is not None:
+            code = _wait_for_service(child, f"http://127.0.0.1:{port}{ready}")
+        else:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     asked.sendall(str(code if code >= 0 else 128 - code).encode())
     os._exit(0)
 
 
-def _wait_for_service(child: int, port: int) -> int:
+def _wait_for_service(child: int, address: str) -> int:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status) or 1
         try:
-            with urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            with urlopen(address) as answer:
                 return 0 if answer.status == 200 else 1
         except OSError:
             time.sleep(0.1)

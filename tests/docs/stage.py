@@ -144,7 +144,8 @@ def run_block(
     text: str, cwd: Path, programs: Path, variables: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Runs a block in bash, which ends at the first command that fails."""
-    environment = {"PATH": str(programs), "HOME": str(cwd), "TMPDIR": os.environ.get("TMPDIR", "/tmp"), **variables}
+    kept = {name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ}  # where compiled code is kept
+    environment = {**kept, "PATH": str(programs), **variables}
     return subprocess.run(
         ["/bin/bash", "-euo", "pipefail", "-c", text],
         cwd=cwd,

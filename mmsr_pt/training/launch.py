@@ -41,6 +41,9 @@ def init_distributed() -> DistInfo:
     """Joins this process to the others of its launcher; without a launcher it becomes a run of its own.
 
     Collective: call on every rank, before anything else that is.
+
+    Raises:
+        UserError: another run has the port, or there are fewer GPUs than ranks.
     """
     if "RANK" not in os.environ:
         # without these DeepSpeed would look for MPI
@@ -51,7 +54,16 @@ def init_distributed() -> DistInfo:
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = _choose_device(local_rank, local_size)
     backend = "gloo" if device.type == "cpu" else "nccl"
-    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise UserError(
+            f"port {port}, at which ranks meet, is taken, most likely by another run on this host: start this one with "
+            f"deepspeed --master_port {int(port) + 1}"
+        ) from error
     # gloo's threads would abort an interpreter that ends without it, after all work is done
     atexit.register(_leave_group)
     return DistInfo(dist.get_rank(), local_rank, dist.get_world_size(), device)

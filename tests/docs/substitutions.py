@@ -68,7 +68,7 @@ def as_run(words: Sequence[str], towers: str, port: int, free_port: int) -> list
         words: the command, expanded by the shell.
         towers: a directory with small `bert`, `clip` and `vit`.
         port: to serve at.
-        free_port: for ranks to meet at.
+        free_port: another one, for ranks to meet at.
     """
     program, rest = words[0], list(words[1:])
     script = next((place for place, word in enumerate(rest) if word in _SCRIPTS), None)
@@ -89,7 +89,9 @@ def as_run(words: Sequence[str], towers: str, port: int, free_port: int) -> list
         again = [] if "--dry_run" in rest[:own] else ["--dry_run"]
         return [program, *rest[:own], *again, *rest[own:]]  # runs themselves: tests/studies
     if program == "mmsr-pt" and rest[0] in SERVICES:
-        return [program, *_without(rest, ["port"]), "--port", str(port)]
+        # of both on a page one has the port that the page's requests go to
+        own = port if rest[0] == "serve" else free_port
+        return [program, *_without(rest, ["port"]), "--port", str(own)]
     return [program, *rest]
 
 

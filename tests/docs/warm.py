@@ -78,12 +78,12 @@ def _answer(asked: socket.socket, towers: str, log: Path) -> NoReturn:
         if ready is not None:  # it must not keep the pipe open that the block's output is read from
             for stream in streams:
                 os.close(stream)
-            streams = [os.open(os.devnull, os.O_RDWR) for _ in streams]
+            streams = [os.open(log.with_name("services"), os.O_RDWR | os.O_CREAT | os.O_APPEND) for _ in streams]
         child = os.fork()
         if child == 0:
             _run(words, request["cwd"], request["env"], streams)
         if ready is not None:
-            code = _wait_for_service(child, f"http://127.0.0.1:{port}{ready}")
+            code = _wait_for_service(child, f"http://127.0.0.1:{words[-1]}{ready}")
         else:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     asked.sendall(str(code if code >= 0 else 128 - code).encode())

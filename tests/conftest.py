@@ -9,10 +9,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.shards.build import BuildOptions, build_domain
 from mmsr_pt.data.sources.synthetic import Synthetic
+
+# a machine that is busy with something else is no failure
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

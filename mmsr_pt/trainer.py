@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.resumed_order import Shares, order_state, resumed_order
-from mmsr_pt.run_dir import MetricsLog
+from mmsr_pt.run_dir import METRICS, MetricsLog
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import sum_over_ranks, world_size
@@ -145,9 +146,10 @@ class Trainer:
         """
         if self.place.rank == 0:
             names = [domain.name for domain in self.domains]
-            self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
-            clear_projector(Path(self.metrics.board.log_dir))
-            begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
+            with self._writing_figures():
+                self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
+                clear_projector(Path(self.metrics.board.log_dir))
+                begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -227,7 +229,8 @@ class Trainer:
             return
         order = self.order
         epoch = order.first_epoch + (self.step - order.first_step) / order.steps_per_epoch
-        self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+        with self._writing_figures():
+            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -254,8 +257,9 @@ class Trainer:
         for number, domain in enumerate(self.domains):
             found = gates(self.engine.model, self.validation.source(number), domain.num_items)
             if self.metrics is not None:
-                for name, values in found.items():
-                    self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
+                with self._writing_figures():
+                    for name, values in found.items():
+                        self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
 
     def _settings(self) -> dict[str, str | int | float]:
         batch, precision = self.order.global_batch, str(self.engine.dtype).removeprefix("torch.")
@@ -271,7 +275,8 @@ class Trainer:
             return
         rows = drawn_items(domain.num_items, MOST_ITEMS // len(self.domains), self.config.run.seed)
         vectors = catalogue[torch.from_numpy(rows).to(catalogue.device)]
-        write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
+        with self._writing_figures():
+            write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
 
     def _is_stale(self) -> bool:
         is_stale = self.validation.is_stale()
@@ -282,7 +287,12 @@ class Trainer:
 
     def _record(self, line: Mapping[str, Any]) -> None:
         if self.metrics is not None:
-            self.metrics.evaluation(line)
+            with self._writing_figures():
+                self.metrics.evaluation(line)
+
+    def _writing_figures(self) -> AbstractContextManager[None]:
+        """For what goes into metrics.jsonl and TensorBoard."""
+        return naming_a_full_disk(self.run_dir / METRICS, self.checkpoints.how_to_go_on())
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
@@ -301,5 +311,6 @@ class Trainer:
         """The run's best model and the baselines on the test targets. Collective: call on every rank."""
         self.validation.test(self._project)
         if self.metrics is not None:
-            end_session(self.metrics.board)
-            self.metrics.close()
+            with self._writing_figures():
+                end_session(self.metrics.board)
+                self.metrics.close()

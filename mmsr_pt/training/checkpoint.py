@@ -83,7 +83,6 @@ class CheckpointManager:
             state: what JSON can hold; `load` gives it back.
             write_model: puts what a bundle has beside its weights into the directory it is given; called on rank 0.
         """
-        assert step == engine.num_steps, f"step {step} of an engine that did {engine.num_steps}"
         random = random_states(engine.place.device)
         if rank() == 0:
             self._remove_leftovers()
@@ -138,7 +137,7 @@ class CheckpointManager:
         device = engine.place.device
         weights = _SharedFile(path / _WEIGHTS, engine.weights_layout, device)
         moments = _SharedFile(path / _OPTIMIZER, engine.moments_layout, device)
-        engine.load(weights.tensor, moments.tensor, saved["step"])
+        engine.load(weights.tensor, moments.tensor, saved["engine_steps"], saved["engine_updates"])
         random = from_rank0(lambda: load_file(path / _RANDOM))
         set_random_state(random, saved["step"])
         tell_what_changed(saved["layout"], layout_of(engine))

@@ -33,7 +33,8 @@ def write_state(
         state: what the trainer must remember.
         files: the seals of all other files, by name.
     """
-    about = {"format_version": FORMAT_VERSION, "step": step, "layout": layout_of(engine)}
+    counts = {"step": step, "engine_steps": engine.num_steps, "engine_updates": engine.num_updates}
+    about = {"format_version": FORMAT_VERSION, **counts, "layout": layout_of(engine)}
     content = {**about, "parameters": engine.parameters, "state": dict(state), "files": files}
     text = json.dumps({**content, _OWN_SEAL: _digest(content)}, indent=1)
     (directory / STATE).write_text(text + "\n", encoding="utf-8")

@@ -199,26 +199,26 @@ class Engine:
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Adam's state by name as `moments_layout` says, likewise."""
         if not self._adam():
-            self._make_adam(num_steps=0)
-        counts = {int(state["step"]) for state in self._adam().values()}
-        # DeepSpeed gives what got no gradient zeros, so all are stepped alike, and the count need not be kept
-        assert counts == {self.num_steps}, f"the weights were stepped {counts} times in {self.num_steps} steps"
+            self._make_adam(num_updates=0)
         self._link_moments()
         for name, parameter in self._trained():
             for moment in _MOMENTS:
                 yield f"{name}.{moment}", self._full_moment(parameter, moment).detach().float()
 
-    def load(self, weights: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_steps: int) -> None:
-        """Takes up a training where another engine, perhaps in another layout, left it; for a fresh engine.
+    def load(
+        self, weights: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_steps: int, num_updates: int
+    ) -> None:
+        """Takes up a training where another engine, perhaps in another layout, left it.
 
         Args:
             weights: gives what `weights` gave by name, whole and on every rank; asked for each once, in that order.
             moments: likewise what `moments` gave, after all weights.
-            num_steps: optimizer steps that the other engine had done.
+            num_steps: of the other engine.
+            num_updates: likewise.
         """
         for name, value in self.model.state_dict(keep_vars=True).items():
             self._put_weight(value, weights(name))
-        self._make_adam(num_steps)
+        self._make_adam(num_updates)
         self._link_moments()
         for name, parameter in self._trained():
             for moment in _MOMENTS:
@@ -301,7 +301,7 @@ class Engine:
             for weights, part in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):
                 lazy_init_hp_params_optimizer_state(weights, part, self._adam())
 
-    def _make_adam(self, num_steps: int) -> None:
+    def _make_adam(self, num_updates: int) -> None:
         """Makes the state that Adam makes at its first step, of zeros, so that there is something to put into."""
         optimizer = self._engine.optimizer
         if self.zero_stage == 3:
@@ -312,7 +312,7 @@ class Engine:
             stepped = [self._masters.get(id(parameter), parameter) for _, parameter in self._trained()]
         for tensor in stepped:
             # DeepSpeed's Adam counts in numbers, torch's fused one in tensors
-            step = num_steps if self.offloads_optimizer else torch.tensor(float(num_steps), device=tensor.device)
+            step = num_updates if self.offloads_optimizer else torch.tensor(float(num_updates), device=tensor.device)
             moments = {moment: torch.zeros_like(tensor, requires_grad=False) for moment in _MOMENTS}
             self._adam()[tensor] = {"step": step, **moments}
 
@@ -320,6 +320,16 @@ class Engine:
     def num_steps(self) -> int:
         """Optimizer steps done, those before a resume included."""
         return self._engine.global_steps
+
+    @property
+    def num_updates(self) -> int:
+        """How often Adam has stepped the weights, which it corrects its moments by: all of them alike.
+
+        DeepSpeed gives weights zeros that got no gradient, so one number stands for all.
+        """
+        counts = {int(state["step"]) for state in self._adam().values() if "step" in state} or {0}
+        assert len(counts) == 1, f"some weights were stepped more often than others: {counts}"
+        return counts.pop()
 
     def close(self) -> None:
         """Frees what DeepSpeed holds; the engine cannot be used again."""

@@ -122,7 +122,12 @@ class Cases:
         written = load_file(path / "weights.safetensors") | load_file(path / "optimizer.safetensors")
         assert held.keys() == written.keys()
         changed = [name for name, tensor in written.items() if not torch.equal(held[name], tensor)]
-        result = {**self.curve(engine, range(3, 6)), "changed": changed, "num_steps": engine.num_steps}
+        result = {
+            **self.curve(engine, range(3, 6)),
+            "changed": changed,
+            "num_steps": engine.num_steps,
+            "num_updates": engine.num_updates,
+        }
         engine.close()
         return result
 

@@ -46,7 +46,14 @@ class StubEngine:
         for name in self.moments_layout:
             yield name, torch.full((2, 3), self.weight / 2)
 
-    def load(self, weights: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_steps: int) -> None:
+    @property
+    def num_updates(self) -> int:
+        return self.num_steps - 1
+
+    def load(
+        self, weights: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_steps: int, num_updates: int
+    ) -> None:
+        assert num_updates == num_steps - 1
         found = [weights(name) for name in self.weights_layout]
         assert all(torch.equal(moments(name), found[0] / 2) for name in self.moments_layout)
         assert found[2].item() == 7

@@ -39,8 +39,11 @@ def run_flags(parent: Path, domain: Domain, layout: Layout, run_dir: Path, steps
 def never_stopped(small_domain: Domain, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> list[float]:
     """The losses of one run in one process."""
     parent = shared_root(tmp_path_factory, worker_id) / "never_stopped"
-    flags = run_flags(parent, small_domain, (1, 0, False), parent / "run", NUM_STEPS)
-    return losses(made_once(parent, lambda: finish(*flags)) / "run")
+
+    def make() -> None:
+        finish(*run_flags(parent, small_domain, (1, 0, False), parent / "run", NUM_STEPS))
+
+    return losses(made_once(parent, make) / "run")
 
 
 CROSSINGS: list[Any] = [

@@ -112,8 +112,12 @@ class Cases:
         return {**straight, "path": str(path)}
 
     def take_up(self, run: Path, config: str, bf16: bool) -> dict[str, Any]:
-        """The last three steps of `leave` in an engine of other weights; what it held first, against the files."""
+        """The last three steps of `leave` in an engine of other weights, which has even made a step with them.
+
+        What the engine holds when it has taken up the checkpoint is compared with the files.
+        """
         engine = self.engine(config, bf16, clipping=1.0, seed=1)
+        self.curve(engine, range(7, 8))
         manager = CheckpointManager(run)
         manager.load(engine)
         held = {name: tensor.clone().cpu() for found in (engine.weights(), engine.moments()) for name, tensor in found}

@@ -217,10 +217,14 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_in_use(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 2], ids=["new step", "same step again"])
 def test_a_kill_before_every_line_of_a_save_leaves_a_checkpoint_in_use(tmp_path: Path, step: int) -> None:
-    """Within the library's file functions, too."""
-    kills = kill_everywhere(tmp_path, step, first=1, stride=1, watched=DEEPLY_WATCHED)
-    print(f"{kills} kills")
-    assert kills > 500
+    assert kill_everywhere(tmp_path, step, first=1, stride=1, watched=WATCHED) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 2], ids=["new step", "same step again"])
+def test_a_kill_within_the_librarys_file_functions_leaves_a_checkpoint_in_use(tmp_path: Path, step: int) -> None:
+    """Before every 7th line of thousands."""
+    assert kill_everywhere(tmp_path, step, first=1, stride=7, watched=DEEPLY_WATCHED) > 400
 
 
 def test_one_that_was_never_finished_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.run.resume:
         trainer.resume()
     from_rank0(lambda: record(run_dir, config, ds_config))
-    batches = build_stream(config, domains, order, preprocessor, place, ds_config, trainer.step, cache)
+    batches = build_stream(config, domains, trainer.order, preprocessor, place, ds_config, trainer.step, cache)
     trainer.fit(batches, validate_first=source is not None)
     trainer.test()
 

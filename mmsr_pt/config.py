@@ -335,7 +335,11 @@ class RunConfig:
     log_every: int = 10
     """Steps between two train lines in metrics.jsonl."""
     resume: bool = False
-    """Go on from the newest checkpoint of --run_dir."""
+    """Go on from the newest checkpoint of --run_dir, on any number of ranks and any ZeRO stage that make the same
+    global batch."""
+    allow_new_batch: bool = False
+    """With --resume: go on with another global batch. The rest of the epoch is left out and the next one begins, since
+    the order of users follows from the batch; an epoch has another number of steps; learning rates stay as given."""
     seed: int = 0
     """Seed of weights, order of users, negatives and dropout."""
 
@@ -346,6 +350,10 @@ class RunConfig:
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(self.steps is None or self.steps >= 1, f"--steps {self.steps} must be at least 1")
         _require(not self.resume or self.run_dir is not None, "--resume needs --run_dir: the run to go on with")
+        _require(
+            self.resume or not self.allow_new_batch,
+            "--allow_new_batch is for a run that goes on: add --resume, or leave it out",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -48,6 +49,13 @@ def setup_logging(rank: int = 0) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # warns of every try to reach the hub; the error that comes of it says enough
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    threading.excepthook = end_of_thread
+
+
+def end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Tells what ended a thread; not that TensorBoard's writer met a full disk, which its next caller is told too."""
+    if not is_disk_full(failed.exc_value):
+        threading.__excepthook__(failed)
 
 
 @contextlib.contextmanager

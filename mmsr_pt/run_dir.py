@@ -74,8 +74,8 @@ def require_space(run_dir: Path, parameters: Mapping[str, Mapping[str, Any]]) ->
     """
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     sizes = [(math.prod(p["shape"]), p["group"] is not None) for p in parameters.values()]
-    # bundle: float32; checkpoint: bf16 at least where frozen, else weights and two moments in float32 at least
-    wanted = sum((4 + (12 if trained else 2)) * size for size, trained in sizes)
+    # bundle and checkpoint: all weights in float32; checkpoint: two moments besides where trained
+    wanted = sum((4 + 4 + (8 if trained else 0)) * size for size, trained in sizes)
     free = shutil.disk_usage(existing).free
     if free < wanted:
         raise UserError(

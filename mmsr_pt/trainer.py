@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
-from mmsr_pt.run_dir import MetricsLog
+from mmsr_pt.resumed_order import Shares, order_state, resumed_order
+from mmsr_pt.run_dir import METRICS, MetricsLog
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import sum_over_ranks, world_size
@@ -97,36 +99,43 @@ class Trainer:
         cache: ItemCache | None = None,
     ) -> None:
         self.config, self.run_dir, self.place = config, run_dir, place
-        self.domains, self.engine, self.order = domains, engine, order
-        run = config.run
-        self.total_steps = run.steps or run.epochs * order.steps_per_epoch
-        self.eval_every = run.eval_every or order.steps_per_epoch
-        self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
-        self.checkpoints = CheckpointManager(run_dir, keep=run.keep_checkpoints)
+        self.domains, self.engine = domains, engine
+        self._take_order(order)
+        self.checkpoints = CheckpointManager(run_dir, keep=config.run.keep_checkpoints)
         self.step = 0
         """Optimizer steps done."""
         self.validation = Validation(
             config, domains, preprocessor, engine, run_dir, place, cache, self.checkpoints, self._record
         )
-        optim = config.optim
-        self.bank = Bank(domains, order, optim.bank_size, config.data.pool_size) if optim.bank_size else None
         self.bank_refreshed = -1  # after which step
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
+
+    def _take_order(self, order: StreamOrder) -> None:
+        """Takes an order of users, and what follows from the number of its steps."""
+        self.order = order
+        run, optim = self.config.run, self.config.optim
+        left = (run.epochs - order.first_epoch) * order.steps_per_epoch
+        self.total_steps = run.steps or order.first_step + max(left, 0)
+        self.eval_every = run.eval_every or order.steps_per_epoch
+        self.checkpoint_every = run.checkpoint_every or order.steps_per_epoch
+        pool_size = self.config.data.pool_size
+        self.bank = Bank(self.domains, order, optim.bank_size, pool_size) if optim.bank_size else None
 
     def resume(self) -> None:
         """Takes up the newest checkpoint of the run directory. Collective: call on every rank."""
         state = self.checkpoints.load(self.engine)
-        saved = state["order"]
-        for name, value in self._order_state().items():
-            if saved.get(name, value) != value:
-                raise UserError(
-                    f"{self.run_dir} was trained with {name} {saved[name]}, now it is {value}: the order of users "
-                    "would change; go on with the same domains, batch, seed and buffer, or start another run"
-                )
         standing = dict(state["progress"])
         self.step = standing.pop("step")
         self.validation.standing = Standing(**standing)
+        engine, allowed = self.engine, self.config.run.allow_new_batch
+        shares = Shares(engine.micro_batch_size, engine.accumulation_steps, self.place.world_size)
+        now = self._order_state()
+        self._take_order(resumed_order(self.order, now, state["order"], self.step, shares, allowed, self.run_dir))
         log.info("resumed at step %d of %d", self.step, self.total_steps)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps happens now; they are counted from where epochs are."""
+        return (self.step - self.order.first_step) % every == 0
 
     def fit(self, batches: Iterable[UserBatch], validate_first: bool = False) -> None:
         """Trains from the current step on. Collective: call on every rank.
@@ -137,9 +146,10 @@ class Trainer:
         """
         if self.place.rank == 0:
             names = [domain.name for domain in self.domains]
-            self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
-            clear_projector(Path(self.metrics.board.log_dir))
-            begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
+            with self._writing_figures():
+                self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
+                clear_projector(Path(self.metrics.board.log_dir))
+                begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -182,15 +192,15 @@ class Trainer:
             paused = time.perf_counter()
             if step == first_log and world_size() > 1 and self.config.optim.loss == "softmax":
                 log.info("%s", sharing_report(self.engine.model, micro_batches[0], self.place.device))
-            if step % (self.config.optim.bank_refresh or self.eval_every) == 0 or step % self.checkpoint_every == 0:
+            if self._is_due(self.config.optim.bank_refresh or self.eval_every) or self._is_due(self.checkpoint_every):
                 self._refresh_bank(step)
-            if step % self.eval_every == 0 or step == self.total_steps:
+            if self._is_due(self.eval_every) or step == self.total_steps:
                 self._watch_gates(step)
                 is_fresh = self.bank is not None and self.bank_refreshed == step
                 self.validation.run(step, self.bank.catalogues if self.bank is not None and is_fresh else None)
             elif step % self.config.run.log_every == 0:
                 self.validation.take_up(wait=False)
-            if step % self.checkpoint_every == 0 or step == self.total_steps:
+            if self._is_due(self.checkpoint_every) or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
 
@@ -217,8 +227,10 @@ class Trainer:
         line = meter.line(self.place.device)
         if self.metrics is None:
             return
-        epoch = self.step / self.order.steps_per_epoch
-        self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+        order = self.order
+        epoch = order.first_epoch + (self.step - order.first_step) / order.steps_per_epoch
+        with self._writing_figures():
+            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -245,8 +257,9 @@ class Trainer:
         for number, domain in enumerate(self.domains):
             found = gates(self.engine.model, self.validation.source(number), domain.num_items)
             if self.metrics is not None:
-                for name, values in found.items():
-                    self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
+                with self._writing_figures():
+                    for name, values in found.items():
+                        self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
 
     def _settings(self) -> dict[str, str | int | float]:
         batch, precision = self.order.global_batch, str(self.engine.dtype).removeprefix("torch.")
@@ -262,7 +275,8 @@ class Trainer:
             return
         rows = drawn_items(domain.num_items, MOST_ITEMS // len(self.domains), self.config.run.seed)
         vectors = catalogue[torch.from_numpy(rows).to(catalogue.device)]
-        write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
+        with self._writing_figures():
+            write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
 
     def _is_stale(self) -> bool:
         is_stale = self.validation.is_stale()
@@ -273,7 +287,12 @@ class Trainer:
 
     def _record(self, line: Mapping[str, Any]) -> None:
         if self.metrics is not None:
-            self.metrics.evaluation(line)
+            with self._writing_figures():
+                self.metrics.evaluation(line)
+
+    def _writing_figures(self) -> AbstractContextManager[None]:
+        """For what goes into metrics.jsonl and TensorBoard."""
+        return naming_a_full_disk(self.run_dir / METRICS, self.checkpoints.how_to_go_on())
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
@@ -286,20 +305,12 @@ class Trainer:
         background.checkpointed()
 
     def _order_state(self) -> dict[str, Any]:
-        order = self.order
-        return {
-            "domains": [f"{domain.name} ({domain.fingerprint[:16]})" for domain in self.domains],
-            "max_users": self.config.data.max_users,
-            "weights": list(order.weights),
-            "global_batch": order.global_batch,
-            "num_lanes": order.num_lanes,
-            "shuffle_buffer": order.shuffle_buffer,
-            "seed": order.seed,
-        }
+        return order_state(self.order, self.domains, self.config.data.max_users)
 
     def test(self) -> None:
         """The run's best model and the baselines on the test targets. Collective: call on every rank."""
         self.validation.test(self._project)
         if self.metrics is not None:
-            end_session(self.metrics.board)
-            self.metrics.close()
+            with self._writing_figures():
+                end_session(self.metrics.board)
+                self.metrics.close()

@@ -2,7 +2,10 @@
 
 import fcntl
 import os
+import shutil
+import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # small tensors, one process for each core: more threads would only wait for each other, here and in launched programs
@@ -40,6 +43,25 @@ def small_domain(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Do
         if not out.exists():
             build_drawn(out, "source", num_users=150, items_per_cell=3)
     return Domain.load(out)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many kB, where that is permitted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def make(size: int) -> Path:
+        if shutil.which("mount") is None:
+            pytest.skip("no mount command here")
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            pytest.skip(f"mounting a small disk is not permitted here: {mounted.stderr.strip()}")
+        return disk
+
+    yield make
+    subprocess.run(["umount", str(disk)], capture_output=True, check=False)
 
 
 def real_data(name: str) -> Path:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -93,6 +94,22 @@ def test_full_disks_are_recognised_behind_the_libraries_that_meet_them() -> None
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ]
     assert [is_disk_full(error) for error in found] == [True, True, True], found
+
+
+def test_a_thread_that_meets_a_full_disk_leaves_it_to_the_main_thread_to_tell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TensorBoard's writer, whose failure is raised again where the next figure is handed to it."""
+    monkeypatch.setattr(threading, "excepthook", log.end_of_thread)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error, is_told in ((OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False), (ValueError("of ours"), True)):
+        thread = threading.Thread(target=fail, args=(error,))
+        thread.start()
+        thread.join()
+        assert ("Traceback" in capsys.readouterr().err) == is_told
 
 
 def test_other_failures_are_no_full_disk(tmp_path: Path) -> None:

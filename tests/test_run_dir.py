@@ -74,8 +74,8 @@ def test_a_directory_that_cannot_be_written_to_is_found_before(tmp_path: Path, m
 def test_a_disk_that_cannot_take_the_run_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir_module.shutil, "disk_usage", lambda path: mock.Mock(free=1_000_000))
     parameters = {"a": {"shape": [100, 500], "group": "rest"}, "b": {"shape": [50_000], "group": None}}
-    # (4 + 12) x 50,000 + (4 + 2) x 50,000 bytes: bundle and checkpoint, trained and frozen
-    with pytest.raises(UserError, match=r"has 1.0 MB left, .* need 1.1 MB: free some space"):
+    # (4 + 12) x 50,000 + (4 + 4) x 50,000 bytes: bundle and checkpoint, trained and frozen
+    with pytest.raises(UserError, match=r"has 1.0 MB left, .* need 1.2 MB: free some space"):
         require_space(tmp_path / "run", parameters)
     require_space(tmp_path / "run", {"a": parameters["a"]})
 

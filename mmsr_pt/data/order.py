@@ -4,7 +4,7 @@ The users of an epoch are laid out in one row: the tars of all domains, permuted
 and of a large tar its pieces likewise. The row is cut into `num_lanes` equal lanes. A step takes the next
 `users_per_lane` users of every lane, so a step is the same set of users on any number of ranks and workers: they only
 share out the lanes. Within a lane, users are permuted in blocks of `shuffle_buffer`. The state of the stream is the
-number of steps done, nothing else.
+number of steps done, nothing else (and where epochs began to count, if a run once went on with another batch).
 
 A lane may begin inside a tar, which `tar_reader.py` makes cheap; webdataset's usual whole-tar lanes would end at
 different steps and either hang ranks or drop users (architecture 2.5 plans disjoint lists of whole tars).
@@ -49,6 +49,19 @@ class StreamOrder:
     """Independent readers at most: see `choose_lanes`."""
     shuffle_buffer: int
     seed: int
+    first_epoch: int = 0
+    first_step: int = 0
+    """Optimizer steps before the first one of `first_epoch`: not 0 where a run went on with another global batch."""
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch, and the steps of it that are done, after so many optimizer steps of the run."""
+        epochs, within = divmod(step - self.first_step, self.steps_per_epoch)
+        return self.first_epoch + epochs, within
+
+    def users_left(self, within: int) -> int:
+        """Users of an epoch whom its first so many steps have not met."""
+        lengths = [stop - start for start, stop in map(self.lane_range, range(self.num_lanes))]
+        return sum(max(length - within * self.users_per_lane, 0) for length in lengths)
 
     @property
     def num_users(self) -> int:

@@ -64,7 +64,7 @@ class UserStream(IterableDataset):
         reader = self.share.rank * num_workers + worker_id
         per_reader = self.order.num_lanes // readers
         lanes = range(reader * per_reader, (reader + 1) * per_reader)
-        epoch, step = divmod(self.first_step, self.order.steps_per_epoch)
+        epoch, step = self.order.place(self.first_step)
         tars = OpenTars(with_pictures=self.preprocessor.image is not None)
         while True:
             yield from self._epoch(epoch, step, lanes, worker_id, num_workers, tars)

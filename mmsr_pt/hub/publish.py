@@ -5,7 +5,7 @@
     training/config.json  training/ds_config.json  training/metrics.jsonl  training/tensorboard/
 
 All of it is laid out in a directory of its own first, so the run is never changed and may go on meanwhile. A run
-without a bundle, or a checkpoint of it, is put together from what all its ranks wrote, in one process on the CPU.
+without a bundle, or a checkpoint of it, is published as well: a checkpoint has all weights, whatever ranks wrote it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_origin(reference: Path) -> Origin:
         return Origin(path, None, _run_of(path.parent) if path.name == BUNDLE else None)
     if bundle.is_bundle(path / BUNDLE):
         return Origin(path / BUNDLE, None, _run_of(path))
-    newest = CheckpointManager(path).latest()
+    newest = CheckpointManager(path).newest()
     if newest is not None:
         return Origin(None, newest, _run_of(path))
     if _run_of(path) is not None:
@@ -163,7 +163,7 @@ def _make_bundle(checkpoint: Path, run: Path | None, directory: Path) -> None:
             f"{checkpoint} was written by an earlier version, which kept weights alone, and its run has no {BUNDLE}/: "
             "go on with the run until its next checkpoint"
         )
-    log.info("putting the weights of %s together", checkpoint)
+    log.info("checking and reading the weights of %s", checkpoint)
     for path in beside.iterdir():
         if path.is_file() and not path.name.endswith((".safetensors", ".md", bundle.INDEX_FILE)):
             shutil.copyfile(path, directory / path.name)

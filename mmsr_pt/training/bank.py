@@ -62,7 +62,7 @@ class Bank:
         assert batch.domain is not None
         assert self.catalogues, "the bank is empty before its first refresh"
         fresh = (batch.items if batch.shared is None else batch.shared).ids.numpy()
-        epoch, step = divmod(step, self._order.steps_per_epoch)
+        epoch, step = self._order.place(step)
         vectors, rates, domain = [], [], []
         for number, (catalogue, counts) in enumerate(zip(self.catalogues, self._counts)):
             rng = bank_generator(self._order.seed, epoch, step, number)

@@ -51,6 +51,23 @@ def from_rank0(make: Callable[[], T]) -> T:
     return made  # type: ignore[return-value]
 
 
+def tensor_from_rank0(
+    tensor: Tensor | None, dtype: torch.dtype, shape: Sequence[int], device: torch.device | str
+) -> Tensor:
+    """Rank 0's tensor, of that type and shape, on every rank's device. Collective: call on every rank.
+
+    Args:
+        tensor: on rank 0, anywhere; None on the others.
+        dtype: of it.
+        shape: of it.
+        device: where it is wanted.
+    """
+    found = torch.empty(tuple(shape), dtype=dtype, device=device) if tensor is None else tensor.to(device)
+    if world_size() > 1:
+        dist.broadcast(found, src=0)
+    return found
+
+
 def sum_over_ranks(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
     """Element-wise sums over all ranks. Collective: call on every rank."""
     return summed(torch.tensor(values, dtype=torch.float64, device=device)).tolist()

@@ -1,4 +1,7 @@
-"""The one file that knows DeepSpeed: steps the weights, saves and loads them.
+"""The one file that knows DeepSpeed: steps the weights, takes them out whole by name and puts them back.
+
+What a checkpoint holds is what `weights` and `moments` give and `load` takes: whole tensors by name, the same at any
+ZeRO stage, on any number of ranks, in any precision. DeepSpeed's own files are neither written nor read.
 
 DeepSpeed is imported inside functions, so evaluation and serving never load it.
 """
@@ -6,35 +9,29 @@ DeepSpeed is imported inside functions, so evaluation and serving never load it.
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import math
-import os
-import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.log import UserError, reason
+from mmsr_pt.log import UserError
 from mmsr_pt.models.recommender import Recommender
 from mmsr_pt.training.distributed import fetched, summed
 from mmsr_pt.training.ds_config import offloads_optimizer, zero_stage
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import ParamGroup
 from mmsr_pt.training.task import NextItemTask
+from mmsr_pt.training.tensor_file import Layout
 
-_TAG = "deepspeed"
-_IN_TASK = "model."
-"""What the names of the model's weights begin with in a task."""
-_NAMES_OF_MASTERS = "names_of_masters"
-_ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps for each weight, as torch and DeepSpeed call it."""
 
 
 class NonFiniteLoss(UserError):  # noqa: N818
@@ -89,6 +86,16 @@ class Engine:
         self.parameters = {
             name: {"shape": list(p.shape), "group": group_of.get(id(p))} for name, p in task.model.named_parameters()
         }
+        self.weights_layout: Layout = {
+            name: (torch.float32 if value.is_floating_point() else value.dtype, tuple(value.shape))
+            for name, value in task.model.state_dict().items()
+        }
+        self.moments_layout: Layout = {
+            f"{name}.{moment}": (torch.float32, tuple(parameter.shape))
+            for name, parameter in task.model.named_parameters()
+            if id(parameter) in group_of
+            for moment in _MOMENTS
+        }
         self._engine = deepspeed.initialize(
             model=task,
             optimizer=_optimizer(groups, self.offloads_optimizer, place.device),
@@ -97,18 +104,14 @@ class Engine:
         self.dtype: torch.dtype = self._engine.get_data_types()[0]
         self._keeps_plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
         self._masters: dict[int, Tensor] = {}
-        self._names_of_masters: list[list[str]] = []
         if self.zero_stage == 0 and not self._keeps_plain_optimizer:
             optimizer = self._engine.optimizer
             # its constructor takes a step with zero gradients, which would count as Adam's first
             optimizer.optimizer.state.clear()
             for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups):
                 self._masters.update((id(weight), master) for weight, master in zip(weights, masters))
-            names = {id(weight): name for name, weight in task.model.named_parameters()}
-            self._names_of_masters = [[names[id(weight)] for weight in group] for group in optimizer.fp16_groups]
         found = [group["name"] for group in self._engine.optimizer.param_groups]
         assert found == list(self._groups), f"DeepSpeed made the groups {found} of {list(self._groups)}"
-        self._use_checked_reader()
 
     @property
     def model(self) -> Recommender:
@@ -179,12 +182,53 @@ class Engine:
         In bf16 the trained ones are the master weights, which no rounding has touched.
         """
         state = {}
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            full = self._full_tensor(value)
+        for name, full in self.weights():
             if self.place.rank == 0:
-                full = full.detach().to(device="cpu", copy=True)
-                state[name] = full.float() if full.is_floating_point() else full
+                state[name] = full.to(device="cpu", copy=True)
         return state if self.place.rank == 0 else None
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's weights and buffers by name as `weights_layout` says, whole, one after the other on the device.
+
+        Collective: go to the end on every rank. What comes may be the weight itself: copy what is to be kept.
+        """
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            full = self._full_tensor(value).detach()
+            yield name, full.float() if full.is_floating_point() else full
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """Adam's state by name as `moments_layout` says, likewise."""
+        if not self._adam():
+            self._make_adam(num_updates=0)
+        self._link_moments()
+        for name, parameter in self._trained():
+            for moment in _MOMENTS:
+                yield f"{name}.{moment}", self._full_moment(parameter, moment).detach().float()
+
+    def load(
+        self, weights: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_steps: int, num_updates: int
+    ) -> None:
+        """Takes up a training where another engine, perhaps in another layout, left it.
+
+        Args:
+            weights: gives what `weights` gave by name, whole and on every rank; asked for each once, in that order.
+            moments: likewise what `moments` gave, after all weights.
+            num_steps: of the other engine.
+            num_updates: likewise.
+        """
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            self._put_weight(value, weights(name))
+        self._make_adam(num_updates)
+        self._link_moments()
+        for name, parameter in self._trained():
+            for moment in _MOMENTS:
+                self._put_moment(parameter, moment, moments(f"{name}.{moment}"))
+        self._engine.global_steps = num_steps
+        self._engine.global_samples = num_steps * self._engine.train_batch_size()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        parameters = dict(self.model.named_parameters())
+        return ((name, parameters[name]) for name, known in self.parameters.items() if known["group"] is not None)
 
     def _full_tensor(self, value: Tensor) -> Tensor:
         import deepspeed
@@ -200,102 +244,96 @@ class Engine:
         with deepspeed.zero.GatheredParameters([value]) if is_split else nullcontext():
             return value.detach().clone() if is_split else value
 
-    def save(self, directory: Path) -> None:
-        """Writes weights and optimizer state of all ranks into `directory`, which must be there."""
-        # at stage 0 DeepSpeed keeps master weights without their names
-        named = {_NAMES_OF_MASTERS: self._names_of_masters}
-        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=named, save_latest=False)
+    def _put_weight(self, value: Tensor, full: Tensor) -> None:
+        """Into the weight, rounded as DeepSpeed rounds it after a step, and into its master, which is not rounded."""
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    def load(self, directory: Path) -> None:
-        """Reads what `save` wrote, in a fresh engine on as many ranks and at the same stage."""
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        assert path is not None, f"nothing to load in {directory}"
+        is_split = hasattr(value, "ds_id")
+        with deepspeed.zero.GatheredParameters([value], modifier_rank=0) if is_split else nullcontext():
+            value.data.copy_(full)
+        if id(value) in self._masters:
+            self._masters[id(value)].data.copy_(full)
+        elif value.requires_grad and self.zero_stage == 3:
+            safe_set_local_fp32_param(value, self._own_part(value, full))
+        elif value.requires_grad and self.zero_stage > 0:
+            safe_set_full_fp32_param(value, full)
+
+    def _full_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.zero_stage == 0:
+            return self._adam()[self._masters.get(id(parameter), parameter)][moment]
+        return safe_get_full_optimizer_state(parameter, moment)
+
+    def _put_moment(self, parameter: nn.Parameter, moment: str, full: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero_stage == 0:
+            self._adam()[self._masters.get(id(parameter), parameter)][moment].copy_(full)
+        elif self.zero_stage == 3:
+            safe_set_local_optimizer_state(parameter, self._own_part(parameter, full), moment)
+        else:
+            safe_set_full_optimizer_state(parameter, full, moment)
+
+    def _own_part(self, parameter: Any, full: Tensor) -> Tensor:
+        """This rank's part of a weight at stage 3; the last one ends in zeros, which DeepSpeed's own setter forgets."""
+        size = parameter.ds_tensor.numel()
+        part = full.new_zeros(size)
+        own = full.reshape(-1)[self.place.rank * size : (self.place.rank + 1) * size]
+        part[: own.numel()] = own
+        return part
+
+    def _adam(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of the torch optimizer below all wrappers, by what it steps: weights, masters, or parts of them."""
+        optimizer = self._engine.optimizer
+        return (optimizer if self._keeps_plain_optimizer else optimizer.optimizer).state
+
+    def _link_moments(self) -> None:
+        """Lets DeepSpeed find at stages 1 and 2 the part of the optimizer's state that belongs to a weight.
+
+        It does so itself once its first group is stepped (0.19.8), when the other groups have no state yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.zero_stage in (1, 2):
+            optimizer = self._engine.optimizer
+            for weights, part in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):
+                lazy_init_hp_params_optimizer_state(weights, part, self._adam())
+
+    def _make_adam(self, num_updates: int) -> None:
+        """Makes the state that Adam makes at its first step, of zeros, so that there is something to put into."""
+        optimizer = self._engine.optimizer
+        if self.zero_stage == 3:
+            stepped = list(optimizer.fp32_partitioned_groups_flat)
+        elif self.zero_stage > 0:
+            stepped = list(optimizer.single_partition_of_fp32_groups)
+        else:
+            stepped = [self._masters.get(id(parameter), parameter) for _, parameter in self._trained()]
+        for tensor in stepped:
+            # DeepSpeed's Adam counts in numbers, torch's fused one in tensors
+            step = num_updates if self.offloads_optimizer else torch.tensor(float(num_updates), device=tensor.device)
+            moments = {moment: torch.zeros_like(tensor, requires_grad=False) for moment in _MOMENTS}
+            self._adam()[tensor] = {"step": step, **moments}
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps done, those before a resume included."""
         return self._engine.global_steps
 
+    @property
+    def num_updates(self) -> int:
+        """How often Adam has stepped the weights, which it corrects its moments by: all of them alike.
+
+        DeepSpeed gives weights zeros that got no gradient, so one number stands for all.
+        """
+        counts = {int(state["step"]) for state in self._adam().values() if "step" in state} or {0}
+        assert len(counts) == 1, f"some weights were stepped more often than others: {counts}"
+        return counts.pop()
+
     def close(self) -> None:
         """Frees what DeepSpeed holds; the engine cannot be used again."""
         self._engine.destroy()
-
-    def _use_checked_reader(self) -> None:
-        """Makes DeepSpeed read its files without running code from them."""
-
-        def load(path: str, map_location: Any = None) -> Any:
-            with _reading_safely():
-                return torch.load(path, map_location=map_location, weights_only=True)
-
-        self._engine.checkpoint_engine.load = load
-
-
-def consolidated(directory: Path, stage: int) -> dict[str, Tensor]:
-    """The model's weights from what the engines of all ranks wrote, put together in this process, which has no engine.
-
-    Args:
-        directory: that `Engine.save` wrote into.
-        stage: of ZeRO, under which it did.
-
-    Returns:
-        As from `Engine.state_dict_on_rank0`.
-
-    Raises:
-        UserError: files of a rank are missing or damaged.
-    """
-    if not torch.cuda.is_available():
-        # else DeepSpeed looks for accelerators and warns that it found none
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        with _reading_safely():
-            found = _of_one_rank(directory) if stage == 0 else _of_all_ranks(directory, stage)
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{directory} is incomplete or damaged ({reason(error)}): use another checkpoint") from error
-    inside = {name.removeprefix(_IN_TASK): value for name, value in found.items() if name.startswith(_IN_TASK)}
-    return {name: value.float() if value.is_floating_point() else value for name, value in inside.items()}
-
-
-def _of_all_ranks(directory: Path, stage: int) -> dict[str, Tensor]:
-    """From ZeRO 1 to 3."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    _quieten()
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        masters = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
-    # of stage 1 DeepSpeed's function leaves frozen weights out; below 3 every rank has them whole
-    return masters if stage == 3 else {**_states_of_rank_0(directory)["module"], **masters}
-
-
-def _of_one_rank(directory: Path) -> dict[str, Tensor]:
-    """Without ZeRO each rank has all; trained weights in bf16 have masters in float32."""
-    saved = _states_of_rank_0(directory)
-    masters = (saved["optimizer"] or {}).get("fp32_groups", [])
-    for names, group in zip(saved[_NAMES_OF_MASTERS], masters, strict=True):
-        saved["module"].update((_IN_TASK + name, master) for name, master in zip(names, group, strict=True))
-    return saved["module"]
-
-
-def _states_of_rank_0(directory: Path) -> dict[str, Any]:
-    return torch.load(directory / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def _reading_safely() -> Iterator[None]:
-    """Lets torch.load read DeepSpeed's files, and nobody run code from them, whatever the caller of torch.load asks."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    before = os.environ.get(_ONLY_WEIGHTS)
-    os.environ[_ONLY_WEIGHTS] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        if before is None:
-            del os.environ[_ONLY_WEIGHTS]
-        else:
-            os.environ[_ONLY_WEIGHTS] = before
 
 
 def _quieten() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,27 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(
     assert "the disk is full while writing" in sentence
     assert "train-00000.tar" in sentence
     assert names(tmp_path) == ["raw"]
+
+
+def test_a_disk_that_fills_up_while_it_is_built(
+    tmp_path: Path,
+    full_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A real one; whoever else writes there has taken the room that was there at the start."""
+    root, disk = write_plain_table(tmp_path / "raw"), full_disk(64)
+    before = build_table(root, tmp_path / "fits")
+    size = sum(path.stat().st_size for path in before.path.rglob("*") if path.is_file())
+    assert size > 64 * 1024, "else it would fit"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**9})())
+    with pytest.raises(SystemExit) as caught:
+        main(["table", "--root", str(root), "--out", str(disk / "out"), "--num_workers", "1"])
+    assert caught.value.code == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "the disk is full while writing" in sentence
+    assert str(disk) in sentence
+    assert names(disk) == []
 
 
 def test_too_little_space_is_known_before_the_first_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,15 @@ def end(process: subprocess.Popen[str], timeout: float = 300) -> Ended:
         out, err = process.communicate()
         raise AssertionError(f"not done after {timeout} s:\n{out[-3000:]}\n{err[-5000:]}") from None
     return Ended(process.returncode, out, err)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Until `path` is there; the process must still run then."""
+    until = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < until, f"no {path} after {timeout} s"
+        time.sleep(0.02)
 
 
 def launch(

@@ -3,6 +3,7 @@
 Most mistakes are found before anything is started, so one process meets them all; the rest is launched.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,19 @@ import torch.distributed as dist
 from mmsr_pt import run_dir as run_dir_module
 from mmsr_pt.data.domain import Domain
 from pretrain.run import main
-from tests.pretrain.launching import LAUNCHERS_VARIABLES, Ended, ds_config, finish, launch, metrics, small_run
+from tests.pretrain.launching import (
+    LAUNCHERS_VARIABLES,
+    Ended,
+    ds_config,
+    end,
+    finish,
+    launch,
+    losses,
+    metrics,
+    small_run,
+    start,
+    wait_for,
+)
 
 GOOD = {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 2}}
 
@@ -174,8 +187,8 @@ def test_a_disk_that_cannot_take_the_run_is_found_at_the_start(
 ) -> None:
     monkeypatch.setattr(run_dir_module.shutil, "disk_usage", lambda path: mock.Mock(free=1_000_000))
     parameters = {"a": {"shape": [100, 500], "group": "rest"}, "b": {"shape": [50_000], "group": None}}
-    # bundle 4 bytes each; checkpoint 12 bytes where trained, 2 where frozen
-    with pytest.raises(run_dir_module.UserError, match=r"has 1.0 MB left, .* need 1.1 MB: free some space"):
+    # bundle 4 bytes each; checkpoint 12 bytes where trained, 4 where frozen
+    with pytest.raises(run_dir_module.UserError, match=r"has 1.0 MB left, .* need 1.2 MB: free some space"):
         run_dir_module.require_space(tmp_path / "run", parameters)
     run_dir_module.require_space(tmp_path / "run", {"a": parameters["a"]})
 
@@ -188,25 +201,6 @@ def check(ended: Ended, *words: str) -> None:
     assert "Traceback" not in ended.err
     assert "error:" not in ended.err.replace(ended.errors[0], "")
     assert ended.code == 2
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of so many kB, where that is permitted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def make(size: int) -> Path:
-        if shutil.which("mount") is None:
-            pytest.skip("no mount command here")
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-        if mounted.returncode:
-            pytest.skip(f"mounting a small disk is not permitted here: {mounted.stderr.strip()}")
-        return disk
-
-    yield make
-    subprocess.run(["umount", str(disk)], capture_output=True, check=False)
 
 
 def test_a_disk_too_small_from_the_start(
@@ -233,6 +227,32 @@ def test_a_disk_that_fills_up(
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     flags[1] = 5
     finish(*small_run(tmp_path, small_domain, *flags, "--resume"), num_ranks=num_ranks)
+
+
+def fill_up(disk: Path) -> None:
+    """Leaves no page free."""
+    with contextlib.suppress(OSError), (disk / "others").open("wb", buffering=0) as others:
+        while True:
+            others.write(bytes(4096))
+
+
+def test_a_disk_that_fills_up_between_two_checkpoints(
+    tmp_path: Path, small_domain: Domain, full_disk: Callable[[int], Path]
+) -> None:
+    """The next thing written is a line of figures; after that the run goes on as if it had been killed there."""
+    disk = full_disk(50_000)
+    run_dir = disk / "run"
+    flags = ["--item", "id", "--checkpoint_every", 40, "--eval_every", 5000, "--patience", 0, "--run_dir", run_dir]
+    process = start(*small_run(tmp_path, small_domain, *flags, "--steps", 5000))
+    latest = run_dir / "checkpoints" / "latest"
+    wait_for(latest, process)
+    fill_up(disk)
+    ended = end(process)
+    check(ended, "the disk is full while writing", "metrics.jsonl", "go on with --resume, the last good checkpoint is")
+    last = int(latest.read_text().strip().removeprefix("step_"))
+    (disk / "others").unlink()
+    finish(*small_run(tmp_path, small_domain, *flags, "--steps", last + 5, "--resume"))
+    assert len(losses(run_dir)) == last + 5
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, small_domain: Domain) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from mmsr_pt.data.domain import Domain
 from tests.pretrain.launching import (
+    ds_config,
     end,
     finish,
     launch,
@@ -22,18 +23,10 @@ from tests.pretrain.launching import (
     shared_root,
     small_run,
     start,
+    wait_for,
 )
 
 NUM_STEPS = 14
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], timeout: float = 120) -> None:
-    """Until `path` is there; the process must still run then."""
-    until = time.monotonic() + timeout
-    while not path.exists():
-        assert process.poll() is None, end(process)
-        assert time.monotonic() < until, f"no {path} after {timeout} s"
-        time.sleep(0.02)
 
 
 def group_members(group: int) -> list[str]:
@@ -154,15 +147,34 @@ def test_a_run_is_not_taken_up_on_another_domain(finished: Path, small_domain: D
     assert "now it is ['other (0123456789abcdef)']" in ended.errors[0]
 
 
-@pytest.mark.slow
-def test_another_number_of_ranks_is_refused_once(finished: Path, small_domain: Domain) -> None:
-    config = json.loads((finished / "ds_config.json").read_text())
-    config["train_micro_batch_size_per_gpu"] //= 2
-    (finished / "half.json").write_text(json.dumps(config))
-    flags = ["--item", "id", "--steps", 4, "--resume", "--ds_config", finished / "half.json"]
-    ended = launch(*small_run(finished, small_domain, *flags), num_ranks=2)
+def test_another_global_batch_is_refused_with_the_numbers_that_keep_it(finished: Path, small_domain: Domain) -> None:
+    before = snapshot(finished / "run")
+    config = ds_config(finished / "four.json", micro_batch=4)
+    flags = ["--item", "id", "--steps", 4, "--resume", "--ds_config", config]
+    ended = launch(*small_run(finished, small_domain, *flags))
     assert ended.code == 2
     assert len(ended.errors) == 1
-    assert "was saved on 1 rank" in ended.errors[0]
-    assert "resume with deepspeed --num_gpus 1" in ended.errors[0]
-    assert "Traceback" not in ended.err
+    assert "with a global batch of 8 users, now a micro-batch of 4 x 1 accumulation steps x 1 ranks make 4" in ended.err
+    assert "set train_micro_batch_size_per_gpu to 8 in the ds_config to keep it" in ended.errors[0]
+    assert "--allow_new_batch" in ended.errors[0]
+    assert snapshot(finished / "run") == before
+
+
+def test_another_global_batch_begins_the_next_epoch(tmp_path: Path, small_domain: Domain) -> None:
+    """Half an epoch of 8 users a step, then epochs of 4: resumed there once more, as if it had not been stopped."""
+    eights, fours = -(-small_domain.num_users // 8), -(-small_domain.num_users // 4)
+    flags = ["--item", "id", "--patience", 0, "--eval_every", 1000, "--checkpoint_every", fours, "--decay_from", 1]
+    finish(*small_run(tmp_path, small_domain, *flags, "--steps", eights // 2))
+    four = ["--ds_config", ds_config(tmp_path / "four.json", micro_batch=4), "--resume"]
+    total = eights // 2 + 2 * fours
+    shutil.copytree(tmp_path / "run", tmp_path / "twice")
+    begun = finish(*small_run(tmp_path, small_domain, *flags, "--steps", total, *four, "--allow_new_batch"))
+    assert "the global batch was 8 users and is 4 now: epoch 2 begins here with its first user, " in begun.err
+    assert f"an epoch has {fours} steps instead of {eights}" in begun.err
+    lines = metrics(tmp_path / "run", "train")
+    assert [line["epoch"] for line in lines if (line["step"] - eights // 2) % fours == 0][-2:] == [2.0, 3.0]
+    once_more = small_run(tmp_path, small_domain, *flags, *four, name="twice")
+    finish(*once_more, "--steps", eights // 2 + fours, "--allow_new_batch")
+    finish(*once_more, "--steps", total)
+    assert losses(tmp_path / "twice") == losses(tmp_path / "run")
+    assert len(losses(tmp_path / "twice")) == total

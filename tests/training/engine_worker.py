@@ -2,6 +2,7 @@
 
 deepspeed --num_gpus 2 tests/training/engine_worker.py OUT [--offload]
 python tests/training/engine_worker.py OUT
+python tests/training/engine_worker.py OUT --take_up OUT_OF_ANOTHER_RUN [--offload]
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.ds_config import read_ds_config
@@ -19,6 +21,8 @@ from mmsr_pt.training.optim import param_groups
 from tests.training.toy import NUM_SLOTS, OPTIM, ToyBatch, ToyModel, ToyTask, joined, slots_of_step
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+CONFIGS = tuple(f"zero{stage}" for stage in range(4))
+OFFLOADED = ("zero2_offload", "zero3_offload")
 
 
 class Cases:
@@ -98,6 +102,39 @@ class Cases:
         engine.close()
         return {"straight": straight, "resumed": resumed, "returned": state, "saved": saved}
 
+    def leave(self, config: str, bf16: bool) -> dict[str, Any]:
+        """Six steps without dropout, saved in the middle for runs in another layout."""
+        engine = self.engine(config, bf16, clipping=1.0)
+        self.curve(engine, range(3))
+        path = CheckpointManager(self.out / f"left_{config}_{bf16}").save(engine, 3, {})
+        straight = self.curve(engine, range(3, 6))
+        engine.close()
+        return {**straight, "path": str(path)}
+
+    def take_up(self, run: Path, config: str, bf16: bool) -> dict[str, Any]:
+        """The last three steps of `leave` in an engine of other weights, which has even made a step with them.
+
+        What the engine holds when it has taken up the checkpoint is compared with the files.
+        """
+        engine = self.engine(config, bf16, clipping=1.0, seed=1)
+        self.curve(engine, range(7, 8))
+        manager = CheckpointManager(run)
+        manager.load(engine)
+        held = {name: tensor.clone().cpu() for found in (engine.weights(), engine.moments()) for name, tensor in found}
+        path = manager.latest()
+        assert path is not None
+        written = load_file(path / "weights.safetensors") | load_file(path / "optimizer.safetensors")
+        assert held.keys() == written.keys()
+        changed = [name for name, tensor in written.items() if not torch.equal(held[name], tensor)]
+        result = {
+            **self.curve(engine, range(3, 6)),
+            "changed": changed,
+            "num_steps": engine.num_steps,
+            "num_updates": engine.num_updates,
+        }
+        engine.close()
+        return result
+
     def non_finite(self, config: str, bf16: bool, where: str) -> dict[str, Any]:
         """What a NaN on the last rank leads to on every rank."""
         engine = self.engine(config, bf16)
@@ -122,10 +159,16 @@ def main(argv: list[str]) -> None:
     place = init_distributed()
     cases = Cases(out, place)
     results: dict[str, Any] = {}
-    if "--offload" in argv:
-        for config in ("zero2_offload", "zero3_offload"):
+    if "--take_up" in argv:
+        for run in sorted(Path(argv[argv.index("--take_up") + 1]).glob("left_*")):
+            for config in OFFLOADED if "--offload" in argv else CONFIGS:
+                for bf16 in (False, True):
+                    results[f"{run.name} {config} {bf16}"] = cases.take_up(run, config, bf16)
+    elif "--offload" in argv:
+        for config in OFFLOADED:
             results[f"training {config} float32 2"] = cases.training(config, False, 2)
             results[f"resume {config} bfloat16"] = cases.resume(config, True)
+            results[f"left {config} True"] = cases.leave(config, True)
     else:
         for stage in range(4):
             config = f"zero{stage}"
@@ -134,6 +177,7 @@ def main(argv: list[str]) -> None:
             for bf16, dtype in ((False, "float32"), (True, "bfloat16")):
                 results[f"first step {config} {dtype}"] = cases.first_step(config, bf16)
                 results[f"resume {config} {dtype}"] = cases.resume(config, bf16)
+                results[f"left {config} {bf16}"] = cases.leave(config, bf16)
                 results[f"evaluation {config} {dtype}"] = cases.evaluation_between_steps(config, bf16)
                 for where in ("loss", "gradient"):
                     results[f"non-finite {where} {config} {dtype}"] = cases.non_finite(config, bf16, where)

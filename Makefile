@@ -1,11 +1,11 @@
-# make demo | test | test-all | bench | docs | lint | format
+# make demo | test | test-all | bench | docs | lint | audit | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench docs lint format install
+.PHONY: demo test test-all bench docs lint audit format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -37,6 +37,11 @@ lint: install
 	ruff format --check .
 	mypy
 	python -m pytest tests/test_layers.py
+
+# known vulnerabilities of what is installed; pip-audit has an environment of its own and needs the network
+audit: install
+	test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit)
+	$(VENV)-audit/bin/pip-audit --path "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
 
 format: install
 	ruff check --fix .

@@ -94,11 +94,8 @@ def to_last_rank(process: subprocess.Popen[str]) -> None:
     ranks_of(process.pid)[-1].send_signal(signal.SIGUSR1)
 
 
-def to_all_but_launchers(process: subprocess.Popen[str]) -> None:
-    """As SLURM does with launchers that were told to ignore it."""
-    for one in psutil.Process(process.pid).children(recursive=True):
-        if "run.py" in " ".join(one.cmdline()[:3]):
-            one.send_signal(signal.SIGUSR1)
+def to_group_whose_launchers_ignore_it(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGUSR1)
 
 
 def to_launcher(process: subprocess.Popen[str]) -> None:
@@ -114,7 +111,7 @@ def kill_launcher(process: subprocess.Popen[str]) -> None:
     ("by_torchrun", "ask", "code"),
     [
         (False, to_last_rank, RESUME_EXIT_CODE),
-        (False, to_all_but_launchers, RESUME_EXIT_CODE),
+        (False, to_group_whose_launchers_ignore_it, RESUME_EXIT_CODE),
         (False, to_group, -signal.SIGTERM),
         (True, to_last_rank, 1),
         (True, to_launcher, 1),
@@ -129,7 +126,10 @@ def test_two_ranks_save_at_the_same_step_whoever_is_asked(
     code: int,
 ) -> None:
     """The codes that are not ours are those of launchers, which hand on none (docs/multi-node.md)."""
+    # inherited, as from a shell's trap '' USR1
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     process = started(tmp_path, *small_run(tmp_path, small_domain, *LONG), num_ranks=2, by_torchrun=by_torchrun)
+    signal.signal(signal.SIGUSR1, before)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2
     ask(process)

@@ -38,10 +38,11 @@ lint: install
 	mypy
 	python -m pytest tests/test_layers.py
 
-# known vulnerabilities of what is installed; pip-audit has an environment of its own and needs the network
+# known vulnerabilities of what is installed; fails where the database knows a package not or cannot be asked
 audit: install
 	test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit)
-	$(VENV)-audit/bin/pip-audit --path "$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
+	python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)-audit/installed.txt
 
 format: install
 	ruff check --fix .

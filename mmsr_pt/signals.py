@@ -104,6 +104,11 @@ class Watch:
         self._makes_steps = True
         try:
             yield
+        except RuntimeError:
+            # most likely a collective's, of which a rank's death is the reason; connections close a moment before
+            self._look_for_dead(_MOMENT if self._gone is None and ranks else 0)
+            self._tell_of_dead()
+            raise
         finally:
             self._makes_steps = False
             self._forget_ranks()
@@ -161,8 +166,11 @@ class Watch:
             self._end_at_once(number)
         if self.asked is None:
             self.asked, self._asked_at = number, time.monotonic()
-            _say(f"{number.name}: the run will be saved behind this step; once more ends it at once")
-        elif time.monotonic() - self._asked_at > _ECHO and not self._saves:
+            _say(
+                f"{number.name}: the run will be saved behind this step; once more, {_ECHO:g} s later, ends it at once"
+            )
+        elif number == self.asked and time.monotonic() - self._asked_at > _ECHO and not self._saves:
+            # another one, as SLURM's SIGTERM behind its warning, leaves some seconds for what is under way
             _say(f"{number.name} again: ended without saving")
             os._exit(128 + number)
 
@@ -171,15 +179,18 @@ class Watch:
         for key, _ in self._selector.select(timeout):
             if key.data is not None:
                 self._ranks.discard(key.data[0])
-                self._forget(key.fd)
                 if self._gone is None and self._makes_steps:
                     self._gone, self._gone_at = key.data, time.monotonic()
+                self._forget(key.fd)
 
     def _tell_of_dead(self) -> None:
-        if self._gone is not None and not self._is_told and self._own == min(self._ranks):
-            rank, process = self._gone
+        with self._lock:
+            if self._gone is None or self._is_told:
+                return
+            self._is_told = True
+        rank, process = self._gone
+        if self._own == min(self._ranks):
             _say(f"rank {rank} (process {process}) has ended, so the others end too", all_ranks=True)
-        self._is_told = True
 
     def _end_at_once(self, number: signal.Signals) -> None:
         _say(f"{number.name}: ended; what is complete stays, go on with --resume_or_start")
@@ -199,7 +210,7 @@ class Watch:
                 self._forget(key.fd)
 
     def _forget(self, descriptor: int) -> None:
-        # both threads may come upon it
+        # both threads may come upon it; other ranks are news once
         with self._lock, contextlib.suppress(KeyError):
             self._selector.unregister(descriptor)
             os.close(descriptor)

@@ -38,6 +38,7 @@ def started(body: str, **variables: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "0", **variables},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -103,6 +104,9 @@ def test_a_second_request_ends_at_once_but_no_save() -> None:
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saved\n"
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    assert process.poll() is None, "another signal is no second request"
     process.send_signal(signal.SIGTERM)
     code, _, err = ended(process)
     assert code == 128 + signal.SIGTERM
@@ -136,6 +140,24 @@ def test_when_another_rank_has_died_no_step_is_waited_for(asks: bool) -> None:
     assert code == 1
     assert time.monotonic() - before < 15
     assert f"rank 1 (process {other.pid}) has ended" in err
+
+
+def test_a_collective_that_fails_of_a_dead_rank_is_not_the_first_word() -> None:
+    """gloo fails when the connections of a rank close, a moment before it has ended."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = started(f"""
+        with watch.steps({{1: {other.pid}}}, 0):
+            say("ready")
+            sys.stdin.readline()
+            raise RuntimeError("Connection closed by peer")
+    """)
+    process.stdin.write("now\n")
+    process.stdin.flush()
+    time.sleep(0.1)
+    other.kill()
+    _, _, err = ended(process)
+    other.wait()
+    assert f"rank 1 (process {other.pid}) has ended" in err.partition("Connection closed")[0]
 
 
 def test_when_the_launcher_has_died_the_run_is_asked_to_end() -> None:

@@ -1,11 +1,11 @@
-# make demo | test | test-all | bench | docs | lint | format
+# make demo | test | test-all | bench | docs | lint | audit | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench docs lint format install
+.PHONY: demo test test-all bench docs lint audit format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -37,6 +37,12 @@ lint: install
 	ruff format --check .
 	mypy
 	python -m pytest tests/test_layers.py
+
+# known vulnerabilities of what is installed; fails where the database knows a package not or cannot be asked
+audit: install
+	test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit)
+	python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)-audit/installed.txt
 
 format: install
 	ruff check --fix .

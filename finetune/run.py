@@ -23,6 +23,7 @@ from mmsr_pt.assembly import (
 )
 from mmsr_pt.log import setup_logging, user_facing
 from mmsr_pt.run_dir import choose, record, require_space
+from mmsr_pt.signals import Watch, watched
 from mmsr_pt.trainer import Trainer
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import read_ds_config
@@ -33,7 +34,8 @@ from mmsr_pt.transfer import build_transferred, parse_finetune_flags
 
 
 @user_facing
-def main(argv: list[str] | None = None) -> None:
+@watched
+def main(watch: Watch, argv: list[str] | None = None) -> None:
     """Reads top to bottom: what is asked for, of which model, the data, the parts, the engine, the run, the table."""
     config, source = parse_finetune_flags(strip_local_rank(sys.argv[1:] if argv is None else argv))
     place = init_distributed()
@@ -53,9 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     task = NextItemTask(model, config.optim.loss, num_domains=len(domains))
     engine = Engine(task, param_groups, ds_config, place)
     torch.manual_seed(config.run.seed + place.rank)  # ... and other dropout
-    trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place, cache)
+    trainer = Trainer(config, domains, preprocessor, engine, order, run_dir, place, watch, cache)
     from_rank0(lambda: require_space(run_dir, engine.parameters))
-    if config.run.resume:
+    if config.run.resume or config.run.resume_or_start:
         trainer.resume()
     from_rank0(lambda: record(run_dir, config, ds_config))
     batches = build_stream(config, domains, trainer.order, preprocessor, place, ds_config, trainer.step, cache)

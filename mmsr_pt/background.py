@@ -8,12 +8,10 @@ new one waits for the one before it, so that the same steps are evaluated howeve
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +25,7 @@ from mmsr_pt.config import RunConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.run_dir import BUNDLE
+from mmsr_pt.signals import leave_to_parent
 from mmsr_pt.training.distributed import barrier, from_rank0, rank
 
 log = logging.getLogger(__name__)
@@ -208,16 +207,7 @@ def _environment(own: Mapping[str, str], device: torch.device) -> dict[str, str]
     return variables
 
 
-def _kernel_calls() -> Callable[[int, int], int] | None:
-    return getattr(ctypes.CDLL(None), "prctl", None)
-
-
-_PRCTL = _kernel_calls() if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
 def _stay_behind() -> None:
-    """In the new process: training goes first, and who started it takes it along when it dies, however that is."""
+    """In the new process: training goes first, and decides what a signal means."""
     os.nice(_NICENESS)
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    leave_to_parent()

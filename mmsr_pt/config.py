@@ -340,19 +340,32 @@ class RunConfig:
     allow_new_batch: bool = False
     """With --resume: go on with another global batch. The rest of the epoch is left out and the next one begins, since
     the order of users follows from the batch; an epoch has another number of steps; learning rates stay as given."""
+    resume_or_start: bool = False
+    """Go on from the newest checkpoint of --run_dir, or start the run if there is none yet: one command for a loop or a
+    requeued job. SIGTERM and SIGUSR1 save and end a run with exit code 85."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss or gradient that is NaN or infinite leads to: the end of the run; a step without that batch; or the
+    weights of the last checkpoint, with which the run goes on behind that batch."""
+    hang_seconds: int = 1800
+    """Seconds in which no step, validation or checkpoint ends, after which each rank prints its stacks; 0: never."""
     seed: int = 0
     """Seed of weights, order of users, negatives and dropout."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "keep_checkpoints", "log_every", "eval_batch_size"):
             _require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "eval_users", "test_users", "checkpoint_every", "patience"):
+        for name in ("eval_every", "eval_users", "test_users", "checkpoint_every", "patience", "hang_seconds"):
             _require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)} must not be negative")
         _require(self.steps is None or self.steps >= 1, f"--steps {self.steps} must be at least 1")
         _require(not self.resume or self.run_dir is not None, "--resume needs --run_dir: the run to go on with")
         _require(
-            self.resume or not self.allow_new_batch,
+            self.resume or self.resume_or_start or not self.allow_new_batch,
             "--allow_new_batch is for a run that goes on: add --resume, or leave it out",
+        )
+        _require(not self.resume_or_start or self.run_dir is not None, "--resume_or_start needs --run_dir: which run")
+        _require(
+            not (self.resume and self.resume_or_start),
+            "--resume needs a checkpoint and --resume_or_start does not: give one of them",
         )
 
 

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mmsr_pt.signals import RESUME_EXIT_CODE, Stopped
+
 USER_ERROR_EXIT_CODE = 2
 _PATIENCE = 5
 """Seconds in which the launcher, which looks once a second, ends the other ranks of a run in which one has ended."""
@@ -89,6 +91,12 @@ def user_facing(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except UserError as error:
             _leave(_sentence(error))
+        except Stopped:
+            # it has said so, and saved; loader processes may be waiting for this one
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(RESUME_EXIT_CODE)
         except Exception as error:
             if is_disk_full(error):
                 filename = getattr(error, "filename", None)
@@ -125,9 +133,11 @@ def _leave_with_traceback() -> None:
     """
     told = traceback.format_exc()
     time.sleep(_PATIENCE)
-    sys.stdout.flush()
-    sys.stderr.write(f"[rank {os.environ.get('RANK', '0')}] {told}")
-    sys.stderr.flush()
+    # who reads it may be gone, and an orderly end of the interpreter could wait for other ranks
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.write(f"[rank {os.environ.get('RANK', '0')}] {told}")
+        sys.stderr.flush()
     os._exit(1)
 
 

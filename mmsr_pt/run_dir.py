@@ -34,14 +34,15 @@ def choose(config: PretrainConfig, domain_name: str) -> Path:
     _require_directory(run_dir)
     found = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")} if run_dir.exists() else set()
     is_run = found >= set(CONFIGS)
-    if found and not is_run:
+    may_start = config.run.resume_or_start and found <= set(CONFIGS)  # a run may have been killed as it wrote them
+    if found and not is_run and not may_start:
         raise UserError(
             f"--run_dir {run_dir} holds something else ({min(found - set(CONFIGS), default='half a run')}): "
             "name an empty or new directory"
         )
     if config.run.resume and not is_run:
         raise UserError(f"--resume: there is no run at {run_dir}: leave out --resume to start one")
-    if is_run and not config.run.resume:
+    if is_run and not (config.run.resume or config.run.resume_or_start):
         raise UserError(
             f"--run_dir {run_dir} already holds a run: add --resume to go on with it, or name another directory"
         )
@@ -63,6 +64,12 @@ def record(run_dir: Path, config: PretrainConfig, ds_config: Mapping[str, Any]) 
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.json", to_json(config) + "\n")
         write_text(run_dir / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+
+
+def begin_anew(run_dir: Path) -> None:
+    """Removes what a run without a checkpoint has logged, before it starts again; call on rank 0."""
+    (run_dir / METRICS).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
 
 
 def require_space(run_dir: Path, parameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,6 +155,10 @@ class MetricsLog:
         for name, value in line.items():
             if name.startswith(("HR@", "NDCG@", "MRR")):
                 self.board.add_scalar(f"{prefix}/{name}", value, line["step"])
+
+    def warning(self, line: Mapping[str, Any]) -> None:
+        """Appends a `warning` line."""
+        self._append(line)
 
     def tag(self, domain: str, *parts: str) -> str:
         """What TensorBoard calls something of a domain: the domain's name stands in it where there are several."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -34,13 +34,15 @@ from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.figures.vectors import drawn_items
-from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
+from mmsr_pt.guard import Guard
+from mmsr_pt.log import naming_a_full_disk, redraw_seconds
 from mmsr_pt.resumed_order import Shares, order_state, resumed_order
-from mmsr_pt.run_dir import METRICS, MetricsLog
+from mmsr_pt.run_dir import METRICS, MetricsLog, begin_anew
+from mmsr_pt.signals import RESUME_EXIT_CODE, Stopped, Watch
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
-from mmsr_pt.training.distributed import sum_over_ranks, world_size
-from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
+from mmsr_pt.training.distributed import from_rank0, others_here, sum_over_ranks, world_size
+from mmsr_pt.training.engine import Engine, StepReport
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import learning_rate_factor
 from mmsr_pt.training.sharing import share_items, sharing_report
@@ -81,7 +83,15 @@ class Meter:
             "items_encoded_per_s": counts["items_encoded"] / elapsed,
             "data_wait": total[1] / world_size() / elapsed,
             "encoder_calls_saved": 1 - counts["items_encoded"] / counts["slots"],
+            **_negatives(counts),
         }
+
+
+def _negatives(counts: Mapping[str, float]) -> dict[str, float]:
+    if not counts.get("positions"):
+        return {}
+    without = "positions_without_negatives"
+    return {"negatives": counts["negatives"] / counts["positions"], without: counts[without]}
 
 
 class Trainer:
@@ -96,9 +106,10 @@ class Trainer:
         order: StreamOrder,
         run_dir: Path,
         place: DistInfo,
+        watch: Watch,
         cache: ItemCache | None = None,
     ) -> None:
-        self.config, self.run_dir, self.place = config, run_dir, place
+        self.config, self.run_dir, self.place, self.watch = config, run_dir, place, watch
         self.domains, self.engine = domains, engine
         self._take_order(order)
         self.checkpoints = CheckpointManager(run_dir, keep=config.run.keep_checkpoints)
@@ -109,6 +120,7 @@ class Trainer:
         )
         self.bank_refreshed = -1  # after which step
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
+        self.guard = Guard(config.run, engine, self.checkpoints, domains, self._record_warning)
 
     def _take_order(self, order: StreamOrder) -> None:
         """Takes an order of users, and what follows from the number of its steps."""
@@ -122,7 +134,14 @@ class Trainer:
         self.bank = Bank(self.domains, order, optim.bank_size, pool_size) if optim.bank_size else None
 
     def resume(self) -> None:
-        """Takes up the newest checkpoint of the run directory. Collective: call on every rank."""
+        """Takes up the newest checkpoint of the run directory. Collective: call on every rank.
+
+        With `--resume_or_start` there need not be one: the run starts then.
+        """
+        if self.config.run.resume_or_start and from_rank0(lambda: self.checkpoints.latest() is None):
+            from_rank0(lambda: begin_anew(self.run_dir))
+            log.info("there is no checkpoint yet: the run starts")
+            return
         state = self.checkpoints.load(self.engine)
         standing = dict(state["progress"])
         self.step = standing.pop("step")
@@ -143,6 +162,9 @@ class Trainer:
         Args:
             batches: this rank's micro-batches from that step on.
             validate_first: judge the model before its first step too: one that has learnt elsewhere may be the best.
+
+        Raises:
+            Stopped: on every rank alike, behind a checkpoint, where one of them was asked to end.
         """
         if self.place.rank == 0:
             names = [domain.name for domain in self.domains]
@@ -161,11 +183,16 @@ class Trainer:
         )
         background = self.validation.background
         # whatever ends the loop, the bar's line is closed, and log lines stand above it and not behind it
-        with bar, logging_redirect_tqdm():
+        watched = self.watch.steps(others_here(), self.config.run.hang_seconds)
+        with bar, logging_redirect_tqdm(), watched:
             try:
-                background.resume(self.validation.standing.under_evaluation)
+                standing = self.validation.standing
+                background.resume(standing.under_evaluation)
                 if validate_first and self.step == 0:
-                    self.validation.run(0)
+                    self.validation.run(0, look_at=self.guard.at_validation)
+                if standing.due == self.step > 0:
+                    self._refresh_bank(self.step)
+                    self._validate(self.step)
                 self._fit(iter(batches), bar)
                 self.validation.take_up(wait=True)
                 background.remove()
@@ -182,33 +209,63 @@ class Trainer:
             micro_batches = self._next_step(stream)
             waited = time.perf_counter() - before
             report = self._step(micro_batches)
-            meter.add(waited, micro_batches, report.loss, report.scalars)
+            if report is not None:
+                meter.add(waited, micro_batches, report.loss, report.scalars)
             self.step += 1
             step = self.step
-            if step % log_every == 0 or step == self.total_steps:
-                self._log(meter, report.learning_rates, bar)
+            self.watch.now(f"behind step {step}")
+            # where a step was left out, the next line is for more steps
+            if report is not None and (step % log_every == 0 or step == self.total_steps):
+                self._log(meter, report, micro_batches, bar)
                 meter = Meter()
             bar.update()
+            if report is not None and report.ranks_asked:
+                self._stop()
             paused = time.perf_counter()
             if step == first_log and world_size() > 1 and self.config.optim.loss == "softmax":
                 log.info("%s", sharing_report(self.engine.model, micro_batches[0], self.place.device))
             if self._is_due(self.config.optim.bank_refresh or self.eval_every) or self._is_due(self.checkpoint_every):
                 self._refresh_bank(step)
-            if self._is_due(self.eval_every) or step == self.total_steps:
-                self._watch_gates(step)
-                is_fresh = self.bank is not None and self.bank_refreshed == step
-                self.validation.run(step, self.bank.catalogues if self.bank is not None and is_fresh else None)
+            if self._validation_is_due():
+                self._validate(step)
             elif step % self.config.run.log_every == 0:
                 self.validation.take_up(wait=False)
             if self._is_due(self.checkpoint_every) or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
 
+    def _validation_is_due(self) -> bool:
+        return self._is_due(self.eval_every) or self.step == self.total_steps
+
+    def _validate(self, step: int) -> None:
+        self.watch.now(f"validating step {step}")
+        self.validation.standing.due = 0
+        self._watch_gates(step)
+        is_fresh = self.bank is not None and self.bank_refreshed == step
+        catalogues = self.bank.catalogues if self.bank is not None and is_fresh else None
+        self.validation.run(step, catalogues, self.guard.at_validation)
+        self.watch.now(f"behind the validation of step {step}")
+
+    def _stop(self) -> NoReturn:
+        """Saves now, whatever is due: a validation can be made up for, and there may be little time."""
+        if self._validation_is_due():
+            self.validation.standing.due = self.step
+        self.save()
+        if self.metrics is not None:
+            self.metrics.board.flush()
+        message = "asked to end: saved at step %d of %d; go on with --resume or --resume_or_start (exit code %d)"
+        log.info(message, self.step, self.total_steps, RESUME_EXIT_CODE)
+        raise Stopped
+
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
         """This rank's micro-batches, still on the host, where counting users does not wait for the device."""
         return [next(stream) for _ in range(self.engine.accumulation_steps)]
 
-    def _step(self, batches: list[UserBatch]) -> StepReport:
+    def _step(self, batches: list[UserBatch]) -> StepReport | None:
+        """Makes a step; None where it was left out."""
+        return self.guard.step(self.step + 1, batches, functools.partial(self._train, batches))
+
+    def _train(self, batches: list[UserBatch]) -> StepReport:
         optim = self.config.optim
         factor = learning_rate_factor(self.step, self.total_steps, optim.decay_from, optim.final_lr)
         if self.config.optim.loss == "softmax":
@@ -216,21 +273,17 @@ class Trainer:
         if self.bank is not None:
             batches = [self.bank.extended(batch, self.step) for batch in batches]
         moved = [batch.to(self.place.device, non_blocking=True) for batch in batches]
-        try:
-            return self.engine.train_step(moved, factor)
-        except NonFiniteLoss as error:
-            last = self.checkpoints.latest()
-            kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-            raise UserError(f"{error}; {kept}: try a smaller --lr, or gradient_clipping in the ds_config") from error
+        return self.engine.train_step(moved, factor, is_asked=self.watch.asked is not None)
 
-    def _log(self, meter: Meter, learning_rates: Mapping[str, float], bar: tqdm) -> None:
+    def _log(self, meter: Meter, report: StepReport, batches: list[UserBatch], bar: tqdm) -> None:
         line = meter.line(self.place.device)
+        self.guard.at_log_line(self.step, batches, line, report.learning_rates)
         if self.metrics is None:
             return
         order = self.order
         epoch = order.first_epoch + (self.step - order.first_step) / order.steps_per_epoch
         with self._writing_figures():
-            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(report.learning_rates), **line})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -294,15 +347,23 @@ class Trainer:
         """For what goes into metrics.jsonl and TensorBoard."""
         return naming_a_full_disk(self.run_dir / METRICS, self.checkpoints.how_to_go_on())
 
+    def _record_warning(self, line: Mapping[str, Any]) -> None:
+        if self.metrics is not None:
+            with self._writing_figures():
+                self.metrics.warning(line)
+
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
         standing, background = self.validation.standing, self.validation.background
         standing.under_evaluation = background.step
         state = {"progress": {"step": self.step, **dataclasses.asdict(standing)}, "order": self._order_state()}
-        with naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on()):
+        full_disk = naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on())
+        self.watch.now(f"saving step {self.step}")
+        with full_disk, self.watch.saving():
             beside = functools.partial(self.validation.write_bundle_without_weights, step=self.step)
             self.checkpoints.save(self.engine, self.step, state, beside)
         background.checkpointed()
+        self.watch.now(f"behind the checkpoint of step {self.step}")
 
     def _order_state(self) -> dict[str, Any]:
         return order_state(self.order, self.domains, self.config.data.max_users)

@@ -47,6 +47,8 @@ class Standing:
     evaluations_without_gain: int = 0
     under_evaluation: int = 0
     """Step whose figures are not here yet, since they are made in the background; 0: none."""
+    due: int = 0
+    """Step whose validation was put off, as the run was asked to end; 0: none."""
 
 
 class Validation:
@@ -88,12 +90,18 @@ class Validation:
         domain = self._domains[number]
         return self._cache.source(domain, number) if self._cache else item_source(domain, self._preprocessor)
 
-    def run(self, step: int, catalogues: Sequence[Tensor] | None = None) -> None:
+    def run(
+        self,
+        step: int,
+        catalogues: Sequence[Tensor] | None = None,
+        look_at: Callable[[int, Domain, Tensor], object] | None = None,
+    ) -> None:
         """Ranks the validation targets, now or in the background; the best model so far becomes the run's bundle.
 
         Args:
             step: optimizer steps done.
             catalogues: what `encode_catalogue` has made of each domain's with the weights of this step, if it has.
+            look_at: takes the step, each domain and what `encode_catalogue` made of it; not in the background.
         """
         if self._config.run.async_eval and step > 0:  # before the first step nothing could go on meanwhile
             self.take_up(wait=True)
@@ -105,7 +113,10 @@ class Validation:
         for number, domain in enumerate(self._domains):
             known = None if catalogues is None else catalogues[number]
             model, source, batch_size = self._engine.model, self.source(number), self._config.run.eval_batch_size
-            found = evaluate(model, domain, source, ["valid"], batch_size, step, catalogue=known, users=users)
+            look = None if look_at is None else functools.partial(look_at, step, domain)
+            found = evaluate(
+                model, domain, source, ["valid"], batch_size, step, catalogue=known, users=users, keep_catalogue=look
+            )
             lines += self._recorded(found, domain)
         if self._is_best(step, [line.as_dict() for line in lines]):
             self._export()

@@ -16,6 +16,7 @@ LAYER_OF_TOP = {
     "batch": 0,
     "registry": 0,
     "log": 0,
+    "signals": 0,
     "data": 1,
     "models": 1,
     "training": 2,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmsr_pt.batch import ItemInputs
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.signals import hear_parent_only
 
 
 class _Batches(Dataset):
@@ -47,7 +48,9 @@ def iter_item_batches(
     """
     batches = _Batches(domain, preprocessor, np.asarray(rows, dtype=np.int64), batch_size)
     # a generator of its own, as in training: encoding a catalogue must not change the dropout that comes after it
-    yield from DataLoader(batches, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    yield from DataLoader(
+        batches, batch_size=None, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=hear_parent_only
+    )
 
 
 def item_source(

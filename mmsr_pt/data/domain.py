@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, overload
 
 import numpy as np
@@ -134,6 +134,7 @@ class Domain:
                 raise UserError(
                     f"{path / name} cannot be read: copy the domain again, or build it again with --overwrite"
                 ) from None
+        _require_inside(path, [tar["path"] for tar in meta["tars"]])
         for tar in meta["tars"]:
             file = path / tar["path"]
             size = file.stat().st_size if file.is_file() else None
@@ -233,9 +234,17 @@ class Domain:
     def _locate_pictures(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         frame = pl.read_parquet(self.path / ITEMS_FILE, columns=["tar", "offset", "size"])
         tars = frame["tar"].unique().sort()
+        _require_inside(self.path, tars.drop_nulls().to_list())
         numbers = frame["tar"].replace_strict(tars, pl.Series(range(len(tars)), dtype=pl.UInt32))
         return tars.to_list(), numbers.to_numpy(), frame["offset"].to_numpy(), frame["size"].to_numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         known = ("path", "meta", "max_users", "seed", "_pictures")
         return {name: getattr(self, name) for name in known}
+
+
+def _require_inside(directory: Path, names: Iterable[str]) -> None:
+    """Refuses names that lead out of a domain, which may come from anywhere."""
+    for name in names:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise UserError(f"{directory} names the file {name}, which is outside of it: do not use this domain")

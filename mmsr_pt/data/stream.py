@@ -20,6 +20,7 @@ from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import StreamOrder, pool_generator
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.data.tar_reader import OpenTars, TarReader
+from mmsr_pt.signals import hear_parent_only
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class TrainLoader:
             stream,
             batch_size=None,
             num_workers=num_workers,
+            worker_init_fn=hear_parent_only,
             prefetch_factor=2 * stream.share.accumulation if num_workers else None,
             # else its start draws from torch's own state, and a resumed run has other dropout than an unbroken one
             generator=torch.Generator(),

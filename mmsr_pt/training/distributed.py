@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -28,6 +30,16 @@ def barrier() -> None:
     """Waits for all ranks. Collective: call on every rank."""
     if world_size() > 1:
         dist.barrier()
+
+
+def others_here() -> dict[int, int]:
+    """Process numbers of the other ranks that this one's launcher started. Collective: call on every rank."""
+    if world_size() == 1:
+        return {}
+    # process numbers mean something on one host only, and there only to processes of one container
+    launcher = (socket.gethostname(), os.getppid())
+    found = from_all_ranks((launcher, os.getpid()))
+    return {number: process for number, (place, process) in enumerate(found) if place == launcher and number != rank()}
 
 
 def from_rank0(make: Callable[[], T]) -> T:
@@ -65,6 +77,14 @@ def tensor_from_rank0(
     found = torch.empty(tuple(shape), dtype=dtype, device=device) if tensor is None else tensor.to(device)
     if world_size() > 1:
         dist.broadcast(found, src=0)
+    return found
+
+
+def from_all_ranks(value: T) -> list[T]:
+    """What each rank gives, in their order; for seldom and small things. Collective: call on every rank."""
+    found = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
     return found
 
 

@@ -35,7 +35,24 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteLoss(UserError):  # noqa: N818
-    """The loss or its gradient is NaN or infinite; the weights have not been touched by it."""
+    """The loss or its gradient is NaN or infinite; weights and moments have not been touched by it."""
+
+    def __init__(self, what: str, step: int, learning_rates: Mapping[str, float], is_own: bool) -> None:
+        """What went wrong.
+
+        Args:
+            what: `loss` or `gradient`.
+            step: in which, as the engine counts.
+            learning_rates: by group name.
+            is_own: whether this rank's part of the loss was it.
+        """
+        self.what, self.learning_rates, self.is_own = what, learning_rates, is_own
+        super().__init__(self.sentence(step))
+
+    def sentence(self, step: int) -> str:
+        """What went wrong in that step, as the run counts, which has gone on where the engine was rolled back."""
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.learning_rates.items())
+        return f"the {self.what} is NaN or infinite in step {step} at learning rates {rates}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,8 @@ class StepReport:
     """What the task reports, summed over this rank's micro-batches."""
     norm: Tensor | float
     """`grad_norm`, perhaps still on the device."""
+    ranks_asked: int
+    """How many ranks were asked to end, the same on all of them."""
 
     @property
     def grad_norm(self) -> float:
@@ -118,15 +137,16 @@ class Engine:
         """The model in training: in `dtype`, and at stage 3 split over the ranks (its modules gather themselves)."""
         return self.task.model
 
-    def train_step(self, micro_batches: Sequence[UserBatch], lr_factor: float) -> StepReport:
+    def train_step(self, micro_batches: Sequence[UserBatch], lr_factor: float, is_asked: bool = False) -> StepReport:
         """One optimizer step on the mean loss over all valid positions of all ranks and micro-batches.
 
         Args:
             micro_batches: this rank's `accumulation_steps` of them, on its device.
             lr_factor: what the groups' learning rates are multiplied by, from `learning_rate_factor`.
+            is_asked: whether this rank was asked to end, which goes to the others with the loss.
 
         Raises:
-            NonFiniteLoss: on every rank alike, before the weights change.
+            NonFiniteLoss: on every rank alike; it is as if there had been no step, and another one can follow.
         """
         assert len(micro_batches) == self.accumulation_steps, f"{len(micro_batches)} micro-batches"
         step = self.num_steps + 1
@@ -137,35 +157,45 @@ class Engine:
         loss_sum, scalars = torch.zeros((), dtype=torch.float64, device=self.place.device), dict[str, Any]()
         for index, batch in enumerate(micro_batches):
             loss, _, report = self._engine(batch)
-            self._engine.backward(loss * scale)
+            # a loss that is not finite leaves no gradient that is: DeepSpeed goes by gradients alone
+            self._engine.backward(loss * (scale + 0 * loss.detach()))
             loss_sum += loss.detach()
             for name, value in report.items():
                 scalars[name] = scalars.get(name, 0) + value
             if index < len(micro_batches) - 1:
                 self._engine.step()  # counts the micro-batch; the weights stay
-        mean, norm, scalars = self._fetch(summed(loss_sum) / total, scalars)
-        if not math.isfinite(mean):
-            raise _non_finite("loss", step, learning_rates)
-        if not math.isfinite(norm):
-            raise _non_finite("gradient", step, learning_rates)
-        self._engine.step()
-        if not self._engine.was_step_applied():
-            raise _non_finite("gradient", step, learning_rates)
-        return StepReport(
-            mean, learning_rates, scalars, norm if self._keeps_plain_optimizer else self._engine.get_global_grad_norm()
-        )
+        own = loss_sum.clone()
+        loss_and_asked = summed(torch.stack([loss_sum, torch.full_like(loss_sum, float(is_asked))]))
+        (loss, asked, own_loss, positions, norm), scalars = self._fetch([*loss_and_asked, own, total], scalars)
+        mean = loss / positions
+        if not self._apply(math.isfinite(mean) and math.isfinite(norm)):
+            what = "gradient" if math.isfinite(mean) else "loss"
+            raise NonFiniteLoss(what, step, learning_rates, not math.isfinite(own_loss))
+        if not self._keeps_plain_optimizer:
+            norm = self._engine.get_global_grad_norm()
+        return StepReport(mean, learning_rates, scalars, norm, round(asked))
 
-    def _fetch(self, mean: Tensor, scalars: Mapping[str, Any]) -> tuple[float, float, dict[str, float]]:
+    def _apply(self, is_finite: bool) -> bool:
+        """Steps the weights, unless the gradient is not finite, which is dropped; whether it was a step."""
+        if self._keeps_plain_optimizer and not is_finite:
+            # torch's optimizer does nothing without gradients; DeepSpeed's find out by themselves
+            self._engine.optimizer.zero_grad(set_to_none=True)
+        self._engine.step()
+        return is_finite if self._keeps_plain_optimizer else self._engine.was_step_applied()
+
+    def _fetch(self, sums: Sequence[Tensor], scalars: Mapping[str, Any]) -> tuple[list[float], dict[str, float]]:
         """The numbers that a step is judged and logged by: the one time in a step that the host waits for the device.
 
-        Returns: the mean loss; the gradient's norm, or 0 where DeepSpeed itself looks at it; the task's scalars.
+        Returns:
+            The sums, and behind them the gradient's norm, or 0 where DeepSpeed itself looks at it; the task's scalars.
         """
         norm = torch.zeros(())
         if self._keeps_plain_optimizer:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
         tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
-        found = fetched([mean, norm, *tensors.values()], self.place.device)
-        return found[0], found[1], {**scalars, **dict(zip(tensors, found[2:]))}
+        found = fetched([*sums, norm, *tensors.values()], self.place.device)
+        own = len(sums) + 1
+        return found[:own], {**scalars, **dict(zip(tensors, found[own:]))}
 
     def _set_learning_rates(self, factor: float) -> dict[str, float]:
         rates = {}
@@ -175,6 +205,18 @@ class Engine:
             # a loaded checkpoint brings its own
             group["weight_decay"] = weight_decay
         return rates
+
+    @property
+    def decay(self) -> dict[str, float]:
+        """Weight decay of each parameter group."""
+        return {name: weight_decay for name, (_, weight_decay) in self._groups.items()}
+
+    def own_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Group of each trained weight, and what this rank has of it: all, or at stage 3 its part."""
+        for name, parameter in self.task.model.named_parameters():
+            group = self.parameters[name]["group"]
+            if isinstance(group, str):
+                yield group, getattr(parameter, "ds_tensor", parameter)
 
     def state_dict_on_rank0(self) -> dict[str, Tensor] | None:
         """The model's weights, frozen ones included, in float32 on the CPU of rank 0; None on other ranks.
@@ -346,11 +388,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # it would compile a kernel for inference at the first start on a machine, for half a minute
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _non_finite(what: str, step: int, learning_rates: Mapping[str, float]) -> NonFiniteLoss:
-    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in learning_rates.items())
-    return NonFiniteLoss(f"the {what} is NaN or infinite in step {step} at learning rates {rates}")
 
 
 def _optimizer(groups: Sequence[ParamGroup], offloaded: bool, device: torch.device) -> torch.optim.Optimizer:

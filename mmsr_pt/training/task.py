@@ -27,7 +27,7 @@ class NextItemTask(nn.Module):
         self.loss = loss
         self.num_domains = num_domains
 
-    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def forward(self, batch: UserBatch) -> tuple[Tensor, Tensor, dict[str, float | Tensor]]:
         """Loss of a micro-batch. Collective with `softmax`: call on every rank.
 
         Returns:
@@ -39,7 +39,10 @@ class NextItemTask(nn.Module):
             vectors = gather_vectors(batch, vectors)
         assert batch.positions is not None
         users = self._users(batch, vectors)
-        report = {"items_encoded": float(len(batch.items)), "slots": float(2 * batch.sequence.numel())}
+        report: dict[str, float | Tensor] = {
+            "items_encoded": float(len(batch.items)),
+            "slots": float(2 * batch.sequence.numel()),
+        }
         if self.model.scores_by_product:
             users = users.flatten(0, 1)[batch.positions]
         positive = self._score(batch, users, batch.sequence[:, 1:], vectors)
@@ -48,7 +51,23 @@ class NextItemTask(nn.Module):
             loss = bce_loss(positive, self._score(batch, users, batch.negatives, vectors))
         else:
             loss = self._softmax(batch, vectors, users, positive)
+            report |= self._negatives(batch)
         return loss, batch.targets.sum(), report
+
+    def _negatives(self, batch: UserBatch) -> dict[str, float | Tensor]:
+        """How many candidates are left as negatives once a user's own items are out, over positions with a target."""
+        assert batch.domain is not None
+        domain = batch.domain if batch.bank is None else torch.cat([batch.domain, batch.bank.domain])
+        candidates = torch.zeros(self.num_domains, dtype=torch.int64, device=domain.device)
+        candidates.index_add_(0, domain, torch.ones_like(domain))
+        own = own_columns(batch).sort(dim=1).values
+        left = candidates[batch.domain[batch.sequence[:, 0]]] - 1 - (own[:, 1:] != own[:, :-1]).sum(dim=1)
+        positions = batch.targets.sum(dim=1)
+        return {
+            "negatives": (left * positions).sum(),
+            "positions": positions.sum(),
+            "positions_without_negatives": (positions * (left <= 0)).sum(),
+        }
 
     def _users(self, batch: UserBatch, vectors: Tensor) -> Tensor:
         """[B, L, D]: what scores the target at each position."""

@@ -41,7 +41,9 @@ class Ended:
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
-def start(*flags: object, num_ranks: int = 0, cwd: Path | None = None, script: Path = SCRIPT) -> subprocess.Popen[str]:
+def start(
+    *flags: object, num_ranks: int = 0, cwd: Path | None = None, script: Path = SCRIPT, by_torchrun: bool = False
+) -> subprocess.Popen[str]:
     """Starts a run in a process group of its own.
 
     Args:
@@ -49,11 +51,13 @@ def start(*flags: object, num_ranks: int = 0, cwd: Path | None = None, script: P
         num_ranks: of the deepspeed launcher; 0 is plain python.
         cwd: where it runs.
         script: which one.
+        by_torchrun: instead of the deepspeed launcher.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(num_ranks), "--master_port", port]
+    name, count = ("torchrun", "--nproc_per_node") if by_torchrun else ("deepspeed", "--num_gpus")
+    launcher = [str(Path(sys.executable).with_name(name)), count, str(num_ranks), "--master_port", port]
     command = [*(launcher if num_ranks else [sys.executable]), script, *flags]
     # a run started from within another one must not look like part of it
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}

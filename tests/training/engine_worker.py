@@ -5,6 +5,7 @@ python tests/training/engine_worker.py OUT
 python tests/training/engine_worker.py OUT --take_up OUT_OF_ANOTHER_RUN [--offload]
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -135,9 +136,9 @@ class Cases:
         engine.close()
         return result
 
-    def non_finite(self, config: str, bf16: bool, where: str) -> dict[str, Any]:
-        """What a NaN on the last rank leads to on every rank."""
-        engine = self.engine(config, bf16)
+    def non_finite(self, config: str, bf16: bool, where: str, accumulation: int = 2) -> dict[str, Any]:
+        """What a NaN in the last rank's first micro-batch leads to on every rank."""
+        engine = self.engine(config, bf16, accumulation)
         before = self.curve(engine, range(2))["state"]
         batches = self.micro_batches(engine, 2)
         if self.place.rank == self.place.world_size - 1 and where == "loss":
@@ -150,8 +151,29 @@ class Cases:
         except NonFiniteLoss as error:
             message = str(error)
         result = {"message": message, "before": before, "after": engine.state_dict_on_rank0()}
+        gone_on = self.curve(engine, range(3, 5))
         engine.close()
-        return result
+        engine = self.engine(config, bf16, accumulation)
+        self.curve(engine, range(2))
+        unharmed = self.curve(engine, range(3, 5))
+        engine.close()
+        return {**result, "gone on": gone_on, "unharmed": unharmed}
+
+    def rollback(self, config: str, bf16: bool) -> dict[str, Any]:
+        """Two steps from a checkpoint, loaded into the engine that wrote it and has gone on since, and failed."""
+        manager = CheckpointManager(self.out / f"rollback_{config}_{bf16}")
+        engine = self.engine(config, bf16, accumulation=2)
+        self.curve(engine, range(2))
+        manager.save(engine, 2, {})
+        straight = self.curve(engine, range(4, 6))
+        batches = self.micro_batches(engine, 2)
+        batches[0].x[0, 0, 0] = float("nan")
+        with contextlib.suppress(NonFiniteLoss):
+            engine.train_step(batches, 1.0)
+        manager.load(engine)
+        again = self.curve(engine, range(4, 6))
+        engine.close()
+        return {"straight": straight, "again": again}
 
 
 def main(argv: list[str]) -> None:
@@ -181,6 +203,7 @@ def main(argv: list[str]) -> None:
                 results[f"evaluation {config} {dtype}"] = cases.evaluation_between_steps(config, bf16)
                 for where in ("loss", "gradient"):
                     results[f"non-finite {where} {config} {dtype}"] = cases.non_finite(config, bf16, where)
+                results[f"rollback {config} {dtype}"] = cases.rollback(config, bf16)
             results[f"training {config} bfloat16 1"] = cases.training(config, True, 1)
     torch.save(results, out / f"rank_{place.rank}.pt")
 

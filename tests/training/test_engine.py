@@ -259,6 +259,21 @@ def test_what_is_not_finite_stops_every_rank_before_the_weights(
         assert f"the {where} is NaN or infinite in step 3 at learning rates text 0.01, vis" in result["message"]
     result = seen[0][f"non-finite {where} zero{stage} {dtype}"]
     assert all(torch.equal(result["after"][name], tensor) for name, tensor in result["before"].items())
+    # moments and accumulated gradients are as if the step had never been, too
+    check_same(result["gone on"], result["unharmed"])
+
+
+def check_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["losses"] == other["losses"]
+    assert all(math.isfinite(loss) for loss in one["losses"])
+    assert all(torch.equal(tensor, other["state"][name]) for name, tensor in one["state"].items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_can_be_taken_up_by_an_engine_that_has_gone_on(seen: Results, stage: int, dtype: str) -> None:
+    result = seen[0][f"rollback zero{stage} {dtype}"]
+    check_same(result["again"], result["straight"])
 
 
 def test_task_reports_are_summed_over_the_ranks_own_micro_batches(seen: Results) -> None:

@@ -67,7 +67,20 @@ def test_softmax_by_hand() -> None:
     }
     assert loss.item() == pytest.approx(by_hand(model, inclusion), rel=1e-5)
     assert count.item() == 3 + 1 + 2
-    assert report == {"items_encoded": len(batch.items), "slots": 2 * 3 * LENGTH}
+    assert report == {
+        "items_encoded": len(batch.items),
+        "slots": 2 * 3 * LENGTH,
+        "negatives": sum((len(batch.items) - len(set(one))) * (len(one) - 1) for one in SEQUENCES),
+        "positions": 6,
+        "positions_without_negatives": 0,
+    }
+
+
+def test_positions_without_a_negative_are_counted() -> None:
+    """The batch holds nothing but the first user's items; the second has bought one of them only, twice."""
+    batch = batch_of([[1, 2, 3], [2, 2]], pool=[])
+    _, _, report = NextItemTask(id_model(), "softmax", num_domains=1)(batch)
+    assert (report["negatives"], report["positions"], report["positions_without_negatives"]) == (2, 3, 2)
 
 
 def test_hidden_items_by_hand() -> None:

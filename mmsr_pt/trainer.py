@@ -35,6 +35,7 @@ from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.run_dir import MetricsLog
+from mmsr_pt.training.bad_samples import BadSamples
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import sum_over_ranks, world_size
@@ -111,6 +112,8 @@ class Trainer:
         optim = config.optim
         self.bank = Bank(domains, order, optim.bank_size, config.data.pool_size) if optim.bank_size else None
         self.bank_refreshed = -1  # after which step
+        num_users = sum(sum(tars) for tars in order.tar_users)
+        self.bad = BadSamples(num_users, sum(domain.num_items for domain in domains), config.data.max_bad)
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
 
     def resume(self) -> None:
@@ -126,6 +129,8 @@ class Trainer:
         standing = dict(state["progress"])
         self.step = standing.pop("step")
         self.validation.standing = Standing(**standing)
+        if "bad_samples" in state:  # else an earlier version wrote it
+            self.bad.resume(state["bad_samples"])
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def fit(self, batches: Iterable[UserBatch], validate_first: bool = False) -> None:
@@ -171,11 +176,14 @@ class Trainer:
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
             waited = time.perf_counter() - before
+            self.bad.take(micro_batches, self.step // self.order.steps_per_epoch)
             report = self._step(micro_batches)
             meter.add(waited, micro_batches, report.loss, report.scalars)
             self.step += 1
             step = self.step
-            if step % log_every == 0 or step == self.total_steps:
+            if self._is_at(step, log_every, self.order.steps_per_epoch):
+                self._watch_bad_samples()
+            if self._is_at(step, log_every):
                 self._log(meter, report.learning_rates, bar)
                 meter = Meter()
             bar.update()
@@ -193,6 +201,19 @@ class Trainer:
             if step % self.checkpoint_every == 0 or step == self.total_steps:
                 self.save()
             meter.start += time.perf_counter() - paused
+
+    def _is_at(self, step: int, *intervals: int) -> bool:
+        """Whether one of the intervals, or the run, ends with this step."""
+        return step == self.total_steps or any(step % interval == 0 for interval in intervals)
+
+    def _watch_bad_samples(self) -> None:
+        """Stops the run where too many samples are bad, and nothing is lost by it. Collective: call on every rank."""
+        self.bad.tell(self.place.device)
+        try:
+            self.bad.require_few()
+        except UserError:
+            self.save()
+            raise
 
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
         """This rank's micro-batches, still on the host, where counting users does not wait for the device."""
@@ -218,7 +239,8 @@ class Trainer:
         if self.metrics is None:
             return
         epoch = self.step / self.order.steps_per_epoch
-        self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(learning_rates), **line})
+        values = {"lr": dict(learning_rates), **line, "bad_samples": self.bad.count}
+        self.metrics.train({"step": self.step, "epoch": round(epoch, 4), **values})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -277,9 +299,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
+        self.bad.tell(self.place.device)
         standing, background = self.validation.standing, self.validation.background
         standing.under_evaluation = background.step
-        state = {"progress": {"step": self.step, **dataclasses.asdict(standing)}, "order": self._order_state()}
+        state = {
+            "progress": {"step": self.step, **dataclasses.asdict(standing)},
+            "order": self._order_state(),
+            "bad_samples": self.bad.state(),
+        }
         with naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on()):
             beside = functools.partial(self.validation.write_bundle_without_weights, step=self.step)
             self.checkpoints.save(self.engine, self.step, state, beside)

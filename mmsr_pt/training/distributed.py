@@ -68,7 +68,15 @@ def fetched(values: Sequence[Tensor], device: torch.device) -> list[float]:
     return torch.stack([value.detach().to(device, torch.float64) for value in values]).tolist()
 
 
-def largest(value: int, device: torch.device) -> int:
+def all_of(value: T) -> list[T]:
+    """The ranks' values, which must pickle, in order. Collective: call on every rank."""
+    found: list[T] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
+def largest(value: int, device: torch.device | str) -> int:
     """The largest of the ranks' values. Collective: call on every rank."""
     found = torch.tensor(value, device=device)
     if world_size() > 1:

@@ -181,11 +181,13 @@ class Trainer:
             meter.add(waited, micro_batches, report.loss, report.scalars)
             self.step += 1
             step = self.step
-            if self._is_at(step, log_every, self.order.steps_per_epoch):
-                self._watch_bad_samples()
+            if is_told := self._is_at(step, log_every, self.order.steps_per_epoch):
+                self.bad.tell(self.place.device)
             if self._is_at(step, log_every):
                 self._log(meter, report.learning_rates, bar)
                 meter = Meter()
+            if is_told:
+                self._require_few_bad_samples()
             bar.update()
             paused = time.perf_counter()
             if step == first_log and world_size() > 1 and self.config.optim.loss == "softmax":
@@ -206,9 +208,8 @@ class Trainer:
         """Whether one of the intervals, or the run, ends with this step."""
         return step == self.total_steps or any(step % interval == 0 for interval in intervals)
 
-    def _watch_bad_samples(self) -> None:
-        """Stops the run where too many samples are bad, and nothing is lost by it. Collective: call on every rank."""
-        self.bad.tell(self.place.device)
+    def _require_few_bad_samples(self) -> None:
+        """Stops the run, with a checkpoint, where too many samples are bad. Collective: call on every rank."""
         try:
             self.bad.require_few()
         except UserError:

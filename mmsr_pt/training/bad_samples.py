@@ -14,7 +14,7 @@ import torch
 
 from mmsr_pt.batch import BadSample, UserBatch
 from mmsr_pt.log import UserError
-from mmsr_pt.training.distributed import all_of, largest
+from mmsr_pt.training.distributed import all_of, largest, rank
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class BadSamples:
         found = {sample.number: sample for samples in all_of(list(self._new.values())) for sample in samples}
         self._new = {}
         self._known |= found.keys()
+        if rank() == 0:
+            self._name(found)
+
+    def _name(self, found: dict[int, BadSample]) -> None:
         for number in sorted(found.keys() - self._named):
             if len(self._named) == _NAMED:
                 log.warning("more bad samples are only counted: mmsr-pt check --data DOMAIN names all")

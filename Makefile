@@ -1,11 +1,11 @@
-# make demo | test | test-all | bench | docs | lint | audit | format
+# make demo | test | test-all | fuzz | bench | docs | lint | audit | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all bench docs lint audit format install
+.PHONY: demo test test-all fuzz bench docs lint audit format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -23,6 +23,13 @@ test: install
 
 test-all: install
 	python -m pytest -n 2
+
+# damaged shards drawn by what they reach in the reader, for five minutes: `make fuzz FUZZ_SECONDS=60`
+FUZZ_SECONDS ?= 300
+fuzz: install
+	python -m pip install --quiet --editable '.[fuzz]'
+	mkdir -p data/fuzz
+	python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS) data/fuzz tests/fuzz/corpus
 
 # about half an hour: `make bench BENCH="--data data/hm --weights WEIGHTS --recbole PYTHON"`
 bench: install

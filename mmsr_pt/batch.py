@@ -115,6 +115,22 @@ class BankItems(_Tensors):
     """[P] float32."""
 
 
+@dataclass(frozen=True)
+class BadSample:
+    """A user or an item of a domain that was found unreadable, and was left out."""
+
+    number: int
+    """Number of the item in this run, or, below 0, -1 - the number of the user."""
+    shard: str
+    """Path of the tar."""
+    key: str
+    """Of its members there."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key} ({self.why})"
+
+
 @dataclass
 class UserBatch(_Tensors):
     """A micro-batch of user sequences over its distinct items. Real positions stand left, padding right."""
@@ -146,6 +162,9 @@ class UserBatch(_Tensors):
     positions: Tensor | None = None
     """[M] int64: where `targets`, laid out in one row, holds; found here while the batch is on the host, since looking
     for it on an accelerator makes the host wait."""
+
+    bad: tuple[BadSample, ...] = ()
+    """What could not be read while this was made, and is not in it; a sample may stand here more than once."""
 
     def __post_init__(self) -> None:
         if self.positions is None:

@@ -25,7 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmsr_pt.batch import ItemInputs
-from mmsr_pt.data.activations import ERROR_FILE, LAYOUT_FILE, ActivationStore, Layout, RoundingError, with_activations
+from mmsr_pt.data.activations import (
+    ERROR_FILE,
+    ActivationStore,
+    Layout,
+    RoundingError,
+    has_layout,
+    with_activations,
+)
 from mmsr_pt.data.catalogue import item_source, iter_item_batches
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.preprocess import Preprocessor
@@ -169,6 +176,7 @@ class _Builder:
             text_width=None if text is None else text.shape[-1],
             num_tokens=0 if lengths is None else int(lengths.sum()),
             vision_shape=None if vision is None else tuple(vision.shape[1:]),
+            has_sums=True,
         )
         from_rank0(lambda: _prepare(unfinished, layout, lengths, domain.name))
         store = ActivationStore(unfinished)
@@ -212,7 +220,8 @@ class _Builder:
 
     def _batches(self, domain: Domain, rows: np.ndarray) -> Iterator[ItemInputs]:
         size = _BATCH.get(self._device.type, _BATCH_ELSEWHERE)
-        return iter_item_batches(domain, self._reads, rows, size, self._num_workers) if len(rows) else iter(())
+        # none may be unreadable: what is made of mid-gray would be kept, and trained on
+        return iter_item_batches(domain, self._reads, rows, size, self._num_workers, 0) if len(rows) else iter(())
 
     def _over_ranks(self, error: RoundingError) -> RoundingError:
         return RoundingError(*sum_over_ranks([error.lost, error.total], self._device))
@@ -220,8 +229,7 @@ class _Builder:
 
 def _prepare(unfinished: Path, layout: Layout, lengths: Tensor | None, name: str) -> None:
     """Makes room for a store, or finds the one of an interrupted build, on rank 0."""
-    is_begun = (unfinished / LAYOUT_FILE).is_file() and ActivationStore(unfinished).layout == layout
-    if is_begun:
+    if has_layout(unfinished, layout):
         done = int(ActivationStore(unfinished).done.sum())
         log.info("going on with the cache of %s: %d of %d items are done", name, done, layout.num_items)
         return

@@ -228,6 +228,9 @@ class DataConfig:
     naive: bool = False
     """For comparison: encode every slot of a batch, padding and repeats too, as the paper's released code does; the
     loss is the same. Needs --loss bce and no --cache."""
+    max_bad: float = 0.01
+    """Share of an epoch's users, and of the items, that may be damaged: these are left out, counted and named. Beyond
+    it the run stops, with a checkpoint."""
     pool_size: int = 128
     """P: items drawn uniformly from each domain's catalogue at every step, shared by the batch as negatives."""
 
@@ -239,6 +242,7 @@ class DataConfig:
         _require(all(w > 0 for w in self.weights), f"--weights {self.weights} must all be above 0")
         _require(self.max_users >= 0, f"--max_users {self.max_users} must not be negative")
         _require(self.shuffle_buffer >= 1, f"--shuffle_buffer {self.shuffle_buffer} must be at least 1")
+        _require(0 <= self.max_bad <= 1, f"--max_bad {self.max_bad} must lie in [0, 1]")
         _require(self.pool_size >= 1, f"--pool_size {self.pool_size} must be at least 1")
         workers = self.num_workers
         _require(

@@ -35,10 +35,11 @@ from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import encode_catalogue
 from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.guard import Guard
-from mmsr_pt.log import naming_a_full_disk, redraw_seconds
+from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
 from mmsr_pt.resumed_order import Shares, order_state, resumed_order
 from mmsr_pt.run_dir import METRICS, MetricsLog, begin_anew
 from mmsr_pt.signals import RESUME_EXIT_CODE, Stopped, Watch
+from mmsr_pt.training.bad_samples import BadSamples
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
 from mmsr_pt.training.distributed import from_rank0, others_here, sum_over_ranks, world_size
@@ -119,6 +120,8 @@ class Trainer:
             config, domains, preprocessor, engine, run_dir, place, cache, self.checkpoints, self._record
         )
         self.bank_refreshed = -1  # after which step
+        num_users = sum(sum(tars) for tars in order.tar_users)
+        self.bad = BadSamples(num_users, sum(domain.num_items for domain in domains), config.data.max_bad)
         self.metrics: MetricsLog | None = None  # of rank 0, once training begins
         self.guard = Guard(config.run, engine, self.checkpoints, domains, self._record_warning)
 
@@ -150,6 +153,8 @@ class Trainer:
         shares = Shares(engine.micro_batch_size, engine.accumulation_steps, self.place.world_size)
         now = self._order_state()
         self._take_order(resumed_order(self.order, now, state["order"], self.step, shares, allowed, self.run_dir))
+        if "bad_samples" in state:  # else an earlier version wrote it
+            self.bad.resume(state["bad_samples"])
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def _is_due(self, every: int) -> bool:
@@ -208,16 +213,22 @@ class Trainer:
             before = time.perf_counter()
             micro_batches = self._next_step(stream)
             waited = time.perf_counter() - before
+            self.bad.take(micro_batches, self.order.place(self.step)[0])
             report = self._step(micro_batches)
             if report is not None:
                 meter.add(waited, micro_batches, report.loss, report.scalars)
             self.step += 1
             step = self.step
             self.watch.now(f"behind step {step}")
+            is_due = step % log_every == 0 or step == self.total_steps
+            if is_told := is_due or self._is_due(self.order.steps_per_epoch):
+                self.bad.tell(self.place.device)
             # where a step was left out, the next line is for more steps
-            if report is not None and (step % log_every == 0 or step == self.total_steps):
+            if report is not None and is_due:
                 self._log(meter, report, micro_batches, bar)
                 meter = Meter()
+            if is_told:
+                self._require_few_bad_samples()
             bar.update()
             if report is not None and report.ranks_asked:
                 self._stop()
@@ -247,15 +258,26 @@ class Trainer:
         self.watch.now(f"behind the validation of step {step}")
 
     def _stop(self) -> NoReturn:
-        """Saves now, whatever is due: a validation can be made up for, and there may be little time."""
-        if self._validation_is_due():
-            self.validation.standing.due = self.step
-        self.save()
+        self._save_early()
         if self.metrics is not None:
             self.metrics.board.flush()
         message = "asked to end: saved at step %d of %d; go on with --resume or --resume_or_start (exit code %d)"
         log.info(message, self.step, self.total_steps, RESUME_EXIT_CODE)
         raise Stopped
+
+    def _save_early(self) -> None:
+        """Saves whatever is due: a validation can be made up for, and there may be little time."""
+        if self._validation_is_due():
+            self.validation.standing.due = self.step
+        self.save()
+
+    def _require_few_bad_samples(self) -> None:
+        """Stops the run, with a checkpoint, where too many samples are bad. Collective: call on every rank."""
+        try:
+            self.bad.require_few()
+        except UserError:
+            self._save_early()
+            raise
 
     def _next_step(self, stream: Iterator[UserBatch]) -> list[UserBatch]:
         """This rank's micro-batches, still on the host, where counting users does not wait for the device."""
@@ -282,8 +304,9 @@ class Trainer:
             return
         order = self.order
         epoch = order.first_epoch + (self.step - order.first_step) / order.steps_per_epoch
+        values = {"lr": dict(report.learning_rates), **line, "bad_samples": self.bad.count}
         with self._writing_figures():
-            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), "lr": dict(report.learning_rates), **line})
+            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), **values})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -354,9 +377,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
+        self.bad.tell(self.place.device)
         standing, background = self.validation.standing, self.validation.background
         standing.under_evaluation = background.step
-        state = {"progress": {"step": self.step, **dataclasses.asdict(standing)}, "order": self._order_state()}
+        state = {
+            "progress": {"step": self.step, **dataclasses.asdict(standing)},
+            "order": self._order_state(),
+            "bad_samples": self.bad.state(),
+        }
         full_disk = naming_a_full_disk(self.checkpoints.directory, self.checkpoints.how_to_go_on())
         self.watch.now(f"saving step {self.step}")
         with full_disk, self.watch.saving():

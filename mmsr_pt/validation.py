@@ -88,7 +88,10 @@ class Validation:
     def source(self, number: int) -> ItemSource:
         """Where the catalogue of the run's domain of that number is read from."""
         domain = self._domains[number]
-        return self._cache.source(domain, number) if self._cache else item_source(domain, self._preprocessor)
+        return self._cache.source(domain, number) if self._cache else self._read(domain)
+
+    def _read(self, domain: Domain) -> ItemSource:
+        return item_source(domain, self._preprocessor, max_bad=self._config.data.max_bad)
 
     def run(
         self,
@@ -156,7 +159,7 @@ class Validation:
         ranks: list[pl.DataFrame] = []
         for number, domain in enumerate(self._domains):
             is_cached = self._config.run.test_from_cache
-            source = self.source(number) if is_cached else item_source(domain, self._preprocessor)
+            source = self.source(number) if is_cached else self._read(domain)
             batch_size = self._config.run.eval_batch_size
             lines = evaluate_baselines(domain, _AT_THE_END, step, users)
             lines += evaluate(

@@ -1,5 +1,6 @@
 """mmsr-pt: what one does with a trained model, and to train many. In the order in which one meets them:
 
+    check      look at every byte of a domain: is it as it was written?
     cache      compute the frozen part of a training once, ahead of it
     evaluate   rank the whole catalogue for held-out items, beside popularity and item transitions
     recommend  show what a model ranks highest behind a history
@@ -32,6 +33,7 @@ import torch
 import tyro
 
 from mmsr_pt.cli.cache import cache_command
+from mmsr_pt.cli.check import check_command
 from mmsr_pt.cli.encode import encode_command
 from mmsr_pt.cli.evaluate import evaluate_command
 from mmsr_pt.cli.explore import explore_command
@@ -45,6 +47,7 @@ from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
 
 app = tyro.extras.SubcommandApp()
+app.command(name="check")(check_command)
 app.command(name="cache")(cache_command)
 app.command(name="evaluate")(evaluate_command)
 app.command(name="recommend")(recommend_command)

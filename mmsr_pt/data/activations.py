@@ -6,6 +6,7 @@
       lengths.bin       tokens of each title
       vision.bin        activations of all pictures
       *_scale.bin       int8 only: what the numbers of a token or channel are multiplied by
+      *_sum.bin         of each token or picture: the sum of its bytes as integers, which finds a damaged one
       done.bin          while it is built: which items are on the disk
       error.json        int8 only: what rounding did, measured while it was built
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,14 @@ import torch
 from torch import Tensor
 
 from mmsr_pt.batch import ItemInputs
+from mmsr_pt.log import UserError, reason
 
 LAYOUT_FILE = "layout.json"
 ERROR_FILE = "error.json"
 _DONE_FILE = "done.bin"
+_DTYPES = ("float32", "bfloat16", "int8")
+_CHECKED_AT_ONCE = 4096
+"""Arrays read together by a check of all."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Layout:
     """Of all titles together."""
     vision_shape: tuple[int, ...] | None = None
     """Of one picture's activations."""
+    has_sums: bool = False
+    """Whether it can tell what is damaged; stores of earlier versions cannot."""
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +63,7 @@ class Layout:
 
     def _bytes_of(self, shape: tuple[int, ...]) -> int:
         scales = 4 * _num_scales(shape) if self.dtype == "int8" else 0
-        return torch.Size(shape).numel() * getattr(torch, self.dtype).itemsize + scales
+        return torch.Size(shape).numel() * getattr(torch, self.dtype).itemsize + scales + 8 * self.has_sums
 
 
 @dataclass
@@ -76,22 +83,26 @@ class ActivationStore:
     """The activations of a catalogue in memory-mapped files, by row."""
 
     def __init__(self, directory: Path) -> None:
-        """Opens a directory that `create` made; several processes may write different rows of it."""
-        stored = json.loads((directory / LAYOUT_FILE).read_text(encoding="utf-8"))
-        shape = stored.pop("vision_shape")
+        """Opens a directory that `create` made; several processes may write different rows of it.
+
+        Raises:
+            UserError: what says how it is laid out is damaged; `read` and `write` raise it for the rest.
+        """
         self.directory = directory
-        self.layout = Layout(**stored, vision_shape=None if shape is None else tuple(shape))
+        self.layout = _read_layout(directory)
         self.errors: dict[str, RoundingError] = {}
         """By modality, of what this process has written."""
-        dtype, count = getattr(torch, self.layout.dtype), self.layout.num_items
+        count = self.layout.num_items
         self._text = self._offsets = self._vision = None
         if self.layout.text_width is not None:
             lengths = _map(directory / "lengths.bin", (count,), torch.int64)
+            if int(lengths.sum()) != self.layout.num_tokens or (count and int(lengths.min()) < 0):
+                raise damaged(directory, "lengths.bin")
             self._offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-            self._text = _Vectors(directory, "text", self.layout.num_tokens, (self.layout.text_width,), dtype)
+            self._text = _Vectors(directory, "text", self.layout.num_tokens, (self.layout.text_width,), self.layout)
             self.errors["text"] = self._text.error
         if self.layout.vision_shape is not None:
-            self._vision = _Vectors(directory, "vision", count, self.layout.vision_shape, dtype)
+            self._vision = _Vectors(directory, "vision", count, self.layout.vision_shape, self.layout)
             self.errors["vision"] = self._vision.error
 
     @classmethod
@@ -115,7 +126,11 @@ class ActivationStore:
             self._vision.write(rows, vision)
 
     def read(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns: [n, T, d], its mask [n, T] bool, and [n, ...], as `write` got them; None where nothing is kept."""
+        """Returns: [n, T, d], its mask [n, T] bool, and [n, ...], as `write` got them; None where nothing is kept.
+
+        Raises:
+            UserError: they are not what was written.
+        """
         text = mask = None
         if self._text is not None:
             places, mask = self._places(rows)
@@ -144,6 +159,12 @@ class ActivationStore:
         self.done[rows] = 1
         _flush(self.directory / _DONE_FILE)
 
+    def damages(self) -> Iterator[str]:
+        """Names what is not as it was written, all of it."""
+        for vectors in (self._text, self._vision):
+            if vectors is not None:
+                yield from (f"{vectors.file.name} at {place}" for place in vectors.wrong())
+
     def finish(self) -> None:
         """Ends the building: what only that needed is removed."""
         (self.directory / _DONE_FILE).unlink(missing_ok=True)
@@ -152,33 +173,94 @@ class ActivationStore:
 class _Vectors:
     """Arrays of one shape in a memory-mapped file: as they are, or as int8 with a scale for each token or channel."""
 
-    def __init__(self, directory: Path, name: str, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, directory: Path, name: str, count: int, shape: tuple[int, ...], layout: Layout) -> None:
+        dtype = getattr(torch, layout.dtype)
+        self.file = directory / f"{name}.bin"
         self._shape = shape
-        self._values = _map(directory / f"{name}.bin", (count, *shape), dtype)
-        self._scales = None
+        self._values = _map(self.file, (count, *shape), dtype)
+        self._scales = self._sums = None
         self.error = RoundingError()
         if dtype == torch.int8:
             self._scales = _map(directory / f"{name}_scale.bin", (count, _num_scales(shape)), torch.float32)
+        if layout.has_sums:
+            self._sums = _map(directory / f"{name}_sum.bin", (count,), torch.int64)
 
     def write(self, places: Tensor, values: Tensor) -> None:
-        if self._scales is None:
-            self._values[places] = values.to(self._values.dtype)
-            return
-        grouped = values.float().view(len(values), self._scales.shape[1], -1)
-        # the largest value becomes 127; a group of zeros keeps the scale 0
-        scales = grouped.abs().amax(dim=2) / 127
-        codes = (grouped / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round()
-        self.error.lost += float((codes * scales[:, :, None] - grouped).double().square().sum())
-        self.error.total += float(grouped.double().square().sum())
-        self._values[places] = codes.to(torch.int8).view(len(values), *self._shape)
-        self._scales[places] = scales
+        codes, scales = values.to(self._values.dtype), None
+        if self._scales is not None:
+            grouped = values.float().view(len(values), self._scales.shape[1], -1)
+            # the largest value becomes 127; a group of zeros keeps the scale 0
+            scales = grouped.abs().amax(dim=2) / 127
+            rounded = (grouped / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]).round()
+            self.error.lost += float((rounded * scales[:, :, None] - grouped).double().square().sum())
+            self.error.total += float(grouped.double().square().sum())
+            codes = rounded.to(torch.int8).view(len(values), *self._shape)
+            self._scales[places] = scales
+        self._values[places] = codes
+        if self._sums is not None:
+            self._sums[places] = _sums(codes, scales)
 
     def read(self, places: Tensor) -> Tensor:
-        values = self._values[places]
-        if self._scales is None:
+        values, scales = self._values[places], None if self._scales is None else self._scales[places]
+        if self._sums is not None:
+            wrong = (_sums(values, scales) != self._sums[places]).nonzero()[:, 0]
+            if len(wrong):
+                raise damaged(self.file.parent, f"{self.file.name} at {int(places[wrong[0]])}")
+        if scales is None:
             return values
-        grouped = values.view(len(values), self._scales.shape[1], -1).float()
-        return grouped.mul_(self._scales[places][:, :, None]).view(len(values), *self._shape)
+        grouped = values.view(len(values), scales.shape[1], -1).float()
+        return grouped.mul_(scales[:, :, None]).view(len(values), *self._shape)
+
+    def wrong(self) -> Iterator[int]:
+        """The places whose content is not what was written; none where the store cannot tell."""
+        for places in torch.arange(len(self._values) if self._sums is not None else 0).split(_CHECKED_AT_ONCE):
+            assert self._sums is not None
+            scales = None if self._scales is None else self._scales[places]
+            found = _sums(self._values[places], scales) != self._sums[places]
+            yield from places[found].tolist()
+
+
+def damaged(directory: Path, what: str) -> UserError:
+    """What a store with other bytes than were written ends its reader with."""
+    return UserError(f"the cache {directory} is damaged ({what}): remove that directory, and it is computed again")
+
+
+def has_layout(directory: Path, layout: Layout) -> bool:
+    """Whether a store of that layout is there, finished or not."""
+    try:
+        return (directory / LAYOUT_FILE).is_file() and _read_layout(directory) == layout
+    except UserError:
+        return False
+
+
+def _read_layout(directory: Path) -> Layout:
+    try:
+        stored = json.loads((directory / LAYOUT_FILE).read_text(encoding="utf-8"))
+        shape = stored.pop("vision_shape")
+        layout = Layout(**stored, vision_shape=None if shape is None else tuple(shape))
+        if layout.dtype not in _DTYPES:
+            raise ValueError(f"no dtype {layout.dtype}")
+        return layout
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(directory, f"{LAYOUT_FILE}: {reason(error)}") from error
+
+
+def _sums(codes: Tensor, scales: Tensor | None) -> Tensor:
+    """[n] int64: the bytes of each array, added up as integers as wide as they divide into, modulo 2^64.
+
+    One changed byte always changes it, and so does a block of zeros or of other data, as good as always; it takes a
+    fifth of the time of a crc.
+    """
+    total = _added_up(codes)
+    return total if scales is None else total + _added_up(scales)
+
+
+def _added_up(values: Tensor) -> Tensor:
+    if not values.numel():
+        return torch.zeros(len(values), dtype=torch.int64)
+    size = values[0].numel() * values.element_size()
+    width = next(width for width in (torch.int64, torch.int32, torch.int16, torch.int8) if size % width.itemsize == 0)
+    return values.contiguous().view(len(values), -1).view(width).sum(dim=1, dtype=torch.int64)
 
 
 def _num_scales(shape: tuple[int, ...]) -> int:

@@ -1,7 +1,7 @@
 """A domain directory: the names in it, and its reader.
 
 domain/
-  domain.json              the manifest: counts, split rule, problems met, every tar with its size and sha256
+  domain.json              the manifest: counts, split rule, problems met, every file with its size and sha256
   items/items-00000.tar    the catalogue: every item once
   items.parquet            the catalogue as a table, with the place of every picture in the tars
   train/train-00000.tar    user sequences, training part only, each with the items it needs before it
@@ -11,17 +11,19 @@ domain/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import polars as pl
 
+from mmsr_pt.data.unreadable import Unreadable, check, read_exactly
 from mmsr_pt.log import UserError
 
 FORMAT_VERSION = 1
@@ -30,6 +32,8 @@ ITEMS_FILE = "items.parquet"
 EVAL_FILE = "eval.parquet"
 TOKENIZER_FILE = "tokenizer.model"
 TEXT, IMAGE = MODALITIES = ("text", "image")
+CHECKSUM = "checksum"
+"""Column of items.parquet and eval.parquet: crc32 of the item's JPEG, or of the user's JSON in the train tar."""
 COLD_BELOW = 10
 """An item with fewer training occurrences is cold (section 7.1 of the paper)."""
 
@@ -43,6 +47,10 @@ class TrainTar:
     """Those that train."""
     places: np.ndarray | None = None
     """[num_users] where they stand among all users of the tar, ascending; None: they are all users."""
+    users: np.ndarray | None = None
+    """Numbers of all users of the tar, in its order; None: the domain does not say."""
+    checksums: np.ndarray | None = None
+    """uint32: crc32 of the JSON of each of them; None: the domain does not say."""
 
     def place(self, number: int) -> int:
         """Where the training user of that number stands in the tar."""
@@ -77,7 +85,35 @@ class Titles(Sequence[str]):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return self.text[self.bounds[row] : self.bounds[row + 1]].decode()
+        return self.text[self.bounds[row] : self.bounds[row + 1]].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Where the catalogue's pictures stand; arrays are by row."""
+
+    tars: list[str]
+    numbers: np.ndarray
+    """Of the tar."""
+    offsets: np.ndarray
+    sizes: np.ndarray
+    checksums: np.ndarray | None
+    """crc32; None: the domain does not say."""
+
+
+def inside(domain: Path, name: str) -> Path:
+    """The file of that name in a domain directory; raises UserError where the name leads out of it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{domain} names a file outside of it ({name!r}): build it again with --overwrite")
+    return domain / name
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes; of none where it is not there."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Domain:
@@ -90,6 +126,8 @@ class Domain:
         self.max_users, self.seed = max_users, seed
         # read now, as polars must not run in a forked loader process, where `read_image` is called
         self._pictures = self._locate_pictures() if IMAGE in self.modalities else None
+        self.told_of: set[int] = set()
+        """Rows of the catalogue of which this process has said that they cannot be read."""
 
     @classmethod
     def load(cls, path: Path | str, max_users: int = 0, seed: int = 0) -> Domain:
@@ -134,9 +172,8 @@ class Domain:
                 raise UserError(
                     f"{path / name} cannot be read: copy the domain again, or build it again with --overwrite"
                 ) from None
-        _require_inside(path, [tar["path"] for tar in meta["tars"]])
         for tar in meta["tars"]:
-            file = path / tar["path"]
+            file = inside(path, tar["path"])
             size = file.stat().st_size if file.is_file() else None
             if size != tar["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes instead of {tar['bytes']}"
@@ -197,13 +234,31 @@ class Domain:
     @property
     def train_tars(self) -> list[TrainTar]:
         """The training tars in order."""
-        tars = [TrainTar(self.path / t["path"], t["samples"]) for t in self.meta["tars"] if t["kind"] == "train"]
+        entries = [entry for entry in self.meta["tars"] if entry["kind"] == "train"]
+        starts = np.cumsum([0, *(entry["samples"] for entry in entries)])
+        users, checksums = (
+            [None] * len(entries) if column is None else np.split(column, starts[1:-1])
+            for column in self._users_by_place
+        )
+        tars = [
+            TrainTar(self.path / entry["path"], entry["samples"], None, *known)
+            for entry, *known in zip(entries, users, checksums)
+        ]
         if not self.max_users:
             return tars
-        starts = np.cumsum([0, *(tar.num_users for tar in tars)])
         places = self.training_users["place"].sort().to_numpy().astype(np.int64)
         own = [part - start for part, start in zip(np.split(places, np.searchsorted(places, starts[1:-1])), starts)]
-        return [TrainTar(tar.path, len(part), part) for tar, part in zip(tars, own)]
+        return [replace(tar, num_users=len(part), places=part) for tar, part in zip(tars, own)]
+
+    @cached_property
+    def _users_by_place(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Number and checksum of every user, in the order of the train tars; None: an earlier version built this."""
+        columns = pl.read_parquet_schema(self.path / EVAL_FILE)
+        if "place" not in columns:
+            return None, None
+        known = [name for name in ("user", CHECKSUM) if name in columns]
+        users = pl.read_parquet(self.path / EVAL_FILE, columns=["place", *known]).sort("place")
+        return users["user"].to_numpy(), users[CHECKSUM].to_numpy() if CHECKSUM in known else None
 
     def titles(self) -> Titles:
         """Titles by row."""
@@ -221,30 +276,52 @@ class Domain:
         return pl.read_parquet(self.path / ITEMS_FILE, columns=[name])[name]
 
     def read_image(self, row: int) -> bytes:
-        """The JPEG of an item; raises UserError when the domain was built without pictures."""
-        if self._pictures is None:
-            raise UserError(f"{self.path} was built without pictures: build it again with --modalities text image")
-        tars, numbers, offsets, sizes = self._pictures
-        file = os.open(self.path / tars[numbers[row]], os.O_RDONLY)
+        """The JPEG of an item in the catalogue.
+
+        Raises:
+            Unreadable: its bytes are not there, or not those that were written.
+            UserError: the domain was built without pictures.
+        """
+        where = self._located
         try:
-            return os.pread(file, int(sizes[row]), int(offsets[row]))
+            file = os.open(self.picture_tar(row), os.O_RDONLY)
+        except OSError as error:
+            raise Unreadable(f"{type(error).__name__}: {error.strerror}") from error
+        try:
+            data = read_exactly(file, int(where.offsets[row]), int(where.sizes[row]))
         finally:
             os.close(file)
+        self.check_picture(row, data)
+        return data
 
-    def _locate_pictures(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        frame = pl.read_parquet(self.path / ITEMS_FILE, columns=["tar", "offset", "size"])
+    def check_picture(self, row: int, data: bytes) -> None:
+        """Raises Unreadable where the JPEG of an item, from whichever tar, is not what the builder wrote."""
+        checksums = self._located.checksums
+        check(data, None if checksums is None else int(checksums[row]))
+
+    def picture_tar(self, row: int) -> Path:
+        """The tar in which the catalogue has an item."""
+        return self.path / self._located.tars[self._located.numbers[row]]
+
+    @property
+    def _located(self) -> _Pictures:
+        if self._pictures is None:
+            raise UserError(f"{self.path} was built without pictures: build it again with --modalities text image")
+        return self._pictures
+
+    def _locate_pictures(self) -> _Pictures:
+        known = CHECKSUM in pl.read_parquet_schema(self.path / ITEMS_FILE)
+        columns = ["tar", "offset", "size", *([CHECKSUM] if known else [])]
+        frame = pl.read_parquet(self.path / ITEMS_FILE, columns=columns)
         tars = frame["tar"].unique().sort()
-        _require_inside(self.path, tars.drop_nulls().to_list())
+        for tar in tars.drop_nulls():
+            inside(self.path, tar)
         numbers = frame["tar"].replace_strict(tars, pl.Series(range(len(tars)), dtype=pl.UInt32))
-        return tars.to_list(), numbers.to_numpy(), frame["offset"].to_numpy(), frame["size"].to_numpy()
+        # a picture without a place is one of no bytes, which cannot be read
+        offsets, sizes = (frame[name].fill_null(0).to_numpy() for name in ("offset", "size"))
+        checksums = frame[CHECKSUM].fill_null(0).to_numpy() if known else None
+        return _Pictures(tars.to_list(), numbers.to_numpy(), offsets, sizes, checksums)
 
     def __getstate__(self) -> dict[str, Any]:
-        known = ("path", "meta", "max_users", "seed", "_pictures")
+        known = ("path", "meta", "max_users", "seed", "_pictures", "told_of")
         return {name: getattr(self, name) for name in known}
-
-
-def _require_inside(directory: Path, names: Iterable[str]) -> None:
-    """Refuses names that lead out of a domain, which may come from anywhere."""
-    for name in names:
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            raise UserError(f"{directory} names the file {name}, which is outside of it: do not use this domain")

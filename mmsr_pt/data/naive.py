@@ -50,6 +50,7 @@ def every_slot(batch: UserBatch, preprocessor: Preprocessor) -> UserBatch:
         users=batch.users,
         negatives=own[:, :-1, 1],
         hidden=batch.hidden,
+        bad=batch.bad,
     )
 
 

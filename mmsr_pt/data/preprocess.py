@@ -22,9 +22,15 @@ from torch import Tensor
 from mmsr_pt.batch import ImageSpec, ItemInputs
 from mmsr_pt.data.domain import TOKENIZER_FILE
 from mmsr_pt.data.pixel_memory import PixelMemory
+from mmsr_pt.data.shards.images import upright_rgb
 from mmsr_pt.log import UserError, reason
 
 PREPROCESSOR_FILE = "preprocessor.json"
+MAX_PIXELS = 50_000_000
+"""Of a picture: more is a decompression bomb, or a poster that nobody needs to see at 224 pixels."""
+_MAX_TITLE = 10_000
+"""Characters of a title that are looked at: many times the longest `title_tokens`."""
+_MID_GRAY = 128
 _FORMAT_VERSION = 1
 
 
@@ -124,6 +130,8 @@ class Preprocessor:
     def encode_titles(self, titles: Sequence[str]) -> list[np.ndarray]:
         """Returns: for each title its token ids, int64, unpadded."""
         assert self.tokenizer is not None
+        # no model reads that far, and a tokenizer takes seconds for a megabyte; nor does any know half a surrogate pair
+        titles = [title[:_MAX_TITLE].encode(errors="replace").decode() for title in titles]
         return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer.encode(titles, self.title_tokens)]
 
     def decode_image(self, encoded: bytes) -> Tensor:
@@ -131,9 +139,13 @@ class Preprocessor:
         assert self.image is not None
         size = (self.image.width, self.image.height)
         with Image.open(io.BytesIO(encoded)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise OSError(f"{picture.width} x {picture.height} pixels, {MAX_PIXELS:,} are allowed")
+            # what the builder does not write may be turned, transparent or of 16 bits
+            is_plain = picture.format == "JPEG" and picture.mode == "RGB" and "exif" not in picture.info
             # a JPEG much larger than wanted is decoded at a half, a quarter or an eighth, which costs that much less
             picture.draft("RGB", size)
-            rgb = picture.convert("RGB")
+            rgb = picture.convert("RGB") if is_plain else upright_rgb(picture)
         if rgb.size == size:
             return torch.from_numpy(np.array(rgb))
         if self.image.interpolation not in _TENSOR_INTERPOLATIONS:
@@ -155,10 +167,24 @@ class Preprocessor:
     def decode_images(self, images: Iterable[bytes], num_images: int) -> Tensor:
         """Returns: [N, 3, H, W] uint8, channels last in memory: as decoders write and convolutions read them."""
         assert self.image is not None
+        return self.stack((self.decode_image(encoded) for encoded in images), num_images)
+
+    def stack(self, decoded: Iterable[Tensor | None], num_images: int) -> Tensor:
+        """Pictures from `decode_image` as one tensor [n, 3, H, W], n <= `num_images`: a None takes no place in it."""
+        assert self.image is not None
         pixels = self._memory.lend(num_images, self.image.height, self.image.width)
-        for row, encoded in enumerate(images):
-            pixels[row] = self.decode_image(encoded)
-        return pixels.permute(0, 3, 1, 2)
+        place = 0
+        for picture in decoded:
+            if picture is not None:
+                pixels[place] = picture
+                place += 1
+        return pixels[:place].permute(0, 3, 1, 2)
+
+    @property
+    def no_picture(self) -> Tensor:
+        """[H, W, 3] uint8: mid-gray, what stands where a catalogue's picture cannot be read."""
+        assert self.image is not None
+        return torch.full((self.image.height, self.image.width, 3), _MID_GRAY, dtype=torch.uint8)
 
     def pad(self, titles: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Returns: [N, T] int64 ids and [N, T] bool mask, padded to the longest title given."""

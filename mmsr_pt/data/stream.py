@@ -2,6 +2,8 @@
 
 tar -> shuffle block of places in it -> user sequences -> Part (a worker's share of a micro-batch, decoded) -> `merge`
 over the workers -> UserBatch. Bytes and pixels exist only for the batch at hand.
+
+A user who cannot be read leaves an empty slot, so that all others stand where they would have stood.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmsr_pt.batch import ItemInputs, UserBatch
+from mmsr_pt.batch import BadSample, ItemInputs, UserBatch
 from mmsr_pt.data.collate import Part, Pool, RawUser, encode_part, merge
 from mmsr_pt.data.domain import TrainTar
 from mmsr_pt.data.item_table import ItemTable
 from mmsr_pt.data.order import StreamOrder, pool_generator
 from mmsr_pt.data.preprocess import Preprocessor
+from mmsr_pt.data.shards.tars import user_key
 from mmsr_pt.data.tar_reader import OpenTars, TarReader
+from mmsr_pt.data.unreadable import rows_of, why
 from mmsr_pt.signals import hear_parent_only
 
 
@@ -77,7 +81,7 @@ class UserStream(IterableDataset):
         per_lane = self.order.users_per_lane
         readers = [self._lane(epoch, lane, first * per_lane, tars) for lane in lanes]
         for step in range(first, self.order.steps_per_epoch):
-            slots: list[RawUser | None] = []
+            slots: list[RawUser | BadSample | None] = []
             for reader in readers:
                 slots += [next(reader, None) for _ in range(per_lane)]
             pool = self._pool(epoch, step, worker, num_workers)
@@ -105,21 +109,24 @@ class UserStream(IterableDataset):
             shares, mine = shares * self.share.world_size, self.share.rank * num_workers + worker
         return Pool(drawn, np.concatenate(drawn)[mine::shares])
 
-    def _lane(self, epoch: int, lane: int, first: int, tars: OpenTars) -> Iterator[RawUser]:
+    def _lane(self, epoch: int, lane: int, first: int, tars: OpenTars) -> Iterator[RawUser | BadSample]:
         for segments, order in self.order.blocks(epoch, lane, first):
             block = []
             for segment in segments:
                 own = self.tars[segment.domain][segment.tar]
                 places = [own.place(number) for number in range(segment.start, segment.stop)]
-                tar = tars(str(own.path), places[-1] + 1)
+                tar = tars(str(own.path), places[-1] + 1, own)
                 block += [(segment.domain, tar, place) for place in places]
             for index in order:
                 yield self._user(*block[index])
 
-    def _user(self, domain: int, tar: TarReader, position: int) -> RawUser:
-        user = tar.user(position)
-        rows = np.asarray(user["items"], dtype=np.int64)
-        return RawUser(self.user_bases[domain] + user["user"], domain, rows, tar)
+    def _user(self, domain: int, tar: TarReader, position: int) -> RawUser | BadSample:
+        number = self.user_bases[domain] + tar.number(position)
+        try:
+            rows = rows_of(tar.user(position), self.tables[domain].num_items)
+        except OSError as error:
+            return BadSample(-1 - number, tar.path, user_key(tar.number(position)), why(error))
+        return RawUser(number, domain, rows, tar)
 
 
 class TrainLoader:

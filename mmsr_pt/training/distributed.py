@@ -105,7 +105,7 @@ def fetched(values: Sequence[Tensor], device: torch.device) -> list[float]:
     return torch.stack([value.detach().to(device, torch.float64) for value in values]).tolist()
 
 
-def largest(value: int, device: torch.device) -> int:
+def largest(value: int, device: torch.device | str) -> int:
     """The largest of the ranks' values. Collective: call on every rank."""
     found = torch.tensor(value, device=device)
     if world_size() > 1:

@@ -36,6 +36,7 @@ GLOBAL_BATCH = 16
 NUM_STEPS = 6
 TRAIN_FIELDS = {
     "event", "step", "epoch", "loss", "lr", "users_per_s", "items_encoded_per_s", "data_wait", "encoder_calls_saved",
+    "bad_samples",
 }  # fmt: skip
 EVAL_FIELDS = {"event", "step", "protocol", "split", "model", "slice", "users", "cases", *METRICS, "seconds", "domain"}
 
@@ -103,6 +104,7 @@ def test_train_lines_have_the_promised_fields(two_ranks: tuple[Path, Ended], sma
         assert line["lr"].keys() == {"rest", "rest_no_decay"}  # tiny towers learn at --lr
         assert 0 <= line["data_wait"] <= 1
         assert 0 < line["encoder_calls_saved"] < 1
+        assert line["bad_samples"] == 0
         assert line["items_encoded_per_s"] > line["users_per_s"] > 0
 
 

@@ -23,6 +23,7 @@ from mmsr_pt.data.domain import (
     TEXT,
     TOKENIZER_FILE,
     Domain,
+    file_sha256,
 )
 from mmsr_pt.data.shards.choice import Choice, drawn_users
 from mmsr_pt.data.shards.interactions import (
@@ -37,7 +38,16 @@ from mmsr_pt.data.shards.interactions import (
     without_items,
 )
 from mmsr_pt.data.shards.items import WrittenItems, keep_items, read_items, write_items
-from mmsr_pt.data.shards.manifest import counts_of, counts_read, fingerprint, items_table, tar_entries, write_parquet
+from mmsr_pt.data.shards.manifest import (
+    counts_of,
+    counts_read,
+    fingerprint,
+    items_table,
+    tar_entries,
+    with_picture_checksums,
+    with_user_checksums,
+    write_parquet,
+)
 from mmsr_pt.data.shards.output import check_space, complete_directory, write_file
 from mmsr_pt.data.shards.problems import Problems
 from mmsr_pt.data.shards.sizes import domain_bytes, estimate_item_bytes, users_by_tar
@@ -103,8 +113,8 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
         train_count = count_occurrences(users["history"], len(written.blocks.rows))
         catalogue = items_table(items, written, train_count, root)
         held_out = users.drop("times").with_columns(cold_cases(users, train_count), place=_places(tars))
-        write_parquet(catalogue, root / ITEMS_FILE)
-        write_parquet(held_out, root / EVAL_FILE)
+        write_parquet(with_picture_checksums(catalogue, written), root / ITEMS_FILE)
+        write_parquet(with_user_checksums(held_out, train), root / EVAL_FILE)
         if vocabulary:
             write_file(root / TOKENIZER_FILE, vocabulary())
         split = options.split.as_dict()
@@ -125,6 +135,11 @@ def build_domain(raw: RawDomain, out: Path, options: BuildOptions) -> Domain:
             },
             "problems": problems.as_dict(),
             "tars": tar_entries(written, train_paths, train, root),
+            "files": {
+                name: file_sha256(root / name)
+                for name in (ITEMS_FILE, EVAL_FILE, TOKENIZER_FILE)
+                if (root / name).is_file()
+            },
         }
         write_file(root / MANIFEST_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
     return Domain.load(out)

@@ -6,10 +6,12 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 SHORTER_SIDE = 256
 JPEG_QUALITY = 90
+_LARGEST_OF_16_BITS = 2**16 - 1
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF, _TABLES, _RESTART, _BASELINE, _SCAN = 0xE0, (0xDB, 0xC4), 0xDD, 0xC0, 0xDA
@@ -46,8 +48,7 @@ def as_jpeg(data: bytes) -> bytes:
             return data
         # a JPEG much larger than needed is decoded at a half, a quarter or an eighth, which costs that much less
         picture.draft(None, (2 * SHORTER_SIDE, 2 * SHORTER_SIDE))
-        ImageOps.exif_transpose(picture, in_place=True)
-        rgb = _on_white(picture)
+        rgb = upright_rgb(picture)
     shrink = min(rgb.size) / SHORTER_SIDE
     if shrink > 1:
         size = (round(rgb.width / shrink), round(rgb.height / shrink))
@@ -73,6 +74,15 @@ def is_plain_jpeg(data: bytes) -> bool:
         if marker not in (*_TABLES, _RESTART, _BASELINE) and (marker, length) != (_JFIF, _JFIF_BYTES):
             return False
     return False
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """Any opened picture as people see it: its first frame, turned as its EXIF data says, in RGB on white."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):
+        # Pillow would cut 16 bits off at 255, which leaves a white page
+        picture = Image.fromarray((np.asarray(picture).clip(0, _LARGEST_OF_16_BITS) // 257).astype(np.uint8))
+    return _on_white(picture)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

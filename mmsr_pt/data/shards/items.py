@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _MAX_TAR_BYTES = 64 * 2**20
 _IMAGES_PER_TASK = 16
 _ITEMS_PER_SLICE = 4096
 _NO_ROW = -1
+_PLACE = ("tar", "offset", "size", "image_offset", "image_size", "image_checksum")
 _VISIBLE = r"[^\p{C}\p{Z}]"  # a title of zero-width characters alone is as empty as none
 
 
@@ -87,6 +89,8 @@ class WrittenItems:
     """Where each row's members stand."""
     image_offsets: np.ndarray
     image_sizes: np.ndarray
+    image_checksums: np.ndarray
+    """crc32."""
 
 
 def write_items(
@@ -153,7 +157,7 @@ class _ItemTars:
         self._paths: list[Path] = []
         self._summaries: list[TarSummary] = []
         # 8 bytes a number where a list takes 36: there may be millions of items
-        self._place = {name: array("q") for name in ("tar", "offset", "size", "image_offset", "image_size")}
+        self._place = {name: array("q") for name in _PLACE}
 
     def __enter__(self) -> _ItemTars:
         return self
@@ -180,7 +184,8 @@ class _ItemTars:
         self._tar.add(f"{key}.json", to_json({"row": row, "id": item_id, "title": title}))
         offset = -1 if image is None else self._tar.add(f"{key}.jpg", image)
         size = -1 if image is None else len(image)
-        values = (len(self._paths) - 1, begin, self._tar.position - begin, offset, size)
+        checksum = 0 if image is None else zlib.crc32(image)
+        values = (len(self._paths) - 1, begin, self._tar.position - begin, offset, size, checksum)
         for numbers, value in zip(self._place.values(), values):
             numbers.append(value)
         self._in_tar += 1
@@ -193,6 +198,6 @@ class _ItemTars:
 
     def finish(self, row_of_item: np.ndarray) -> WrittenItems:
         self._finish_tar()
-        tar, offset, size, image_offset, image_size = (np.array(numbers) for numbers in self._place.values())
+        tar, offset, size, *image = (np.array(numbers) for numbers in self._place.values())
         blocks = Blocks(np.arange(len(tar)), tar, offset, size)
-        return WrittenItems(row_of_item, self._paths, self._summaries, blocks, image_offset, image_size)
+        return WrittenItems(row_of_item, self._paths, self._summaries, blocks, *image)

@@ -14,7 +14,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from mmsr_pt.data.domain import Domain
+from mmsr_pt.data.domain import CHECKSUM, Domain
 from mmsr_pt.data.shards.interactions import Interactions
 from mmsr_pt.data.shards.items import WrittenItems
 from mmsr_pt.data.shards.output import write_file
@@ -39,6 +39,18 @@ def items_table(items: pl.DataFrame, written: WrittenItems, train_count: np.ndar
         offset=offset,
         size=size,
     )
+
+
+def with_picture_checksums(catalogue: pl.DataFrame, written: WrittenItems) -> pl.DataFrame:
+    """The content of items.parquet with what tells a picture from a damaged one."""
+    checksums = pl.Series(written.image_checksums.astype(np.uint32)).set(pl.Series(written.image_sizes < 0), None)
+    return catalogue.with_columns(checksums.alias(CHECKSUM))
+
+
+def with_user_checksums(held_out: pl.DataFrame, train: Sequence[TarSummary]) -> pl.DataFrame:
+    """The content of eval.parquet with what tells a user's JSON in the train tars from a damaged one."""
+    checksums = np.concatenate([np.asarray(tar.checksums, dtype=np.uint32) for tar in train])
+    return held_out.with_columns(pl.Series(CHECKSUM, checksums[held_out["place"].to_numpy()]))
 
 
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:

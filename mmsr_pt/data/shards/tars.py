@@ -10,6 +10,9 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,6 +68,8 @@ class TarSummary:
     sha256: str
     repeated_bytes: int = 0
     """By how much a train tar would be larger if every occurrence of an item had a copy of it."""
+    checksums: Sequence[int] = ()
+    """crc32 of the JSON of each user of a train tar, in its order."""
 
 
 class TarWriter:
@@ -103,7 +108,7 @@ class TarWriter:
             raise
         self._waiting.clear()
 
-    def finish(self, samples: int, items: int, repeated_bytes: int = 0) -> TarSummary:
+    def finish(self, samples: int, items: int, repeated_bytes: int = 0, checksums: Sequence[int] = ()) -> TarSummary:
         """Ends the archive and brings it to disk."""
         self.copy(bytes(2 * tarfile.BLOCKSIZE))
         self._write()
@@ -113,7 +118,7 @@ class TarWriter:
             error.filename = str(self.path)
             raise
         self._file.close()
-        return TarSummary(samples, items, self.position, self._hash.hexdigest(), repeated_bytes)
+        return TarSummary(samples, items, self.position, self._hash.hexdigest(), repeated_bytes, checksums)
 
     def close(self) -> None:
         """Lets go of the file, finished or not."""
@@ -174,6 +179,7 @@ def write_train_tar(plan: TrainTarPlan) -> TarSummary:
     num_new = np.add.reduceat(fresh, plan.starts[:-1], dtype=np.int64).tolist()
     rows, times, starts = plan.rows.tolist(), plan.times.tolist(), plan.starts.tolist()
     sources = [os.open(path, os.O_RDONLY) for path in plan.item_tars]
+    checksums = array("I")
     try:
         with TarWriter(plan.path) as tar:
             for number, (user, user_id) in enumerate(zip(plan.users.tolist(), plan.user_ids)):
@@ -181,8 +187,10 @@ def write_train_tar(plan: TrainTarPlan) -> TarSummary:
                     tar.copy(os.pread(sources[source], size, offset))
                 own = slice(starts[number], starts[number + 1])
                 value = {"user": user, "id": user_id, "items": rows[own], "times": times[own]}
-                tar.add(f"{user_key(user)}.json", to_json(value))
-            return tar.finish(len(plan.users), len(blocks.rows), repeated_bytes)
+                data = to_json(value)
+                checksums.append(zlib.crc32(data))
+                tar.add(f"{user_key(user)}.json", data)
+            return tar.finish(len(plan.users), len(blocks.rows), repeated_bytes, checksums)
     finally:
         for source in sources:
             os.close(source)

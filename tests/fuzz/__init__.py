@@ -1,0 +1,1 @@
+"""Bytes that nobody wrote, for the reader of shards: `make fuzz`."""

@@ -6,11 +6,13 @@ machines; needs root and `ip` of iproute2.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +50,15 @@ class Host:
         )
         self.started.append(process)
         return process
+
+    def kill(self) -> None:
+        """All that runs there: ranks are in process groups of their own, and outlive a launcher that is killed."""
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        for number in found.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+        for process in self.started:
+            process.wait()
 
     def cut_off(self) -> None:
         """Pulls the cable out: nothing arrives any more, and nobody is told."""
@@ -87,10 +98,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         yield hosts[0], hosts[1]
     finally:
         for host in hosts:
-            for process in host.started:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            host.kill()
             subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)
 
 
@@ -108,14 +116,16 @@ def deepspeed(
     return host.start(_BIN / "deepspeed", *where, script, *flags)
 
 
-def both_end(processes: Sequence[subprocess.Popen[str]], timeout: float) -> list[Ended]:
-    """Waits for both; one that takes longer is killed and fails the test."""
+def both_end(hosts: Sequence[Host], timeout: float) -> list[Ended]:
+    """Waits for what each host has started last, and all its ranks; what takes longer is killed and fails the test."""
+    until = time.monotonic() + timeout
     ended = []
-    for process in processes:
+    for host in hosts:
+        process = host.started[-1]
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            host.kill()
             out, err = process.communicate()
             raise AssertionError(f"not done after {timeout} s:\n{out[-2000:]}\n{err[-4000:]}") from None
         ended.append(Ended(process.returncode, out, err))

@@ -16,9 +16,13 @@ import torch
 import torch.distributed as dist
 
 from mmsr_pt.log import UserError
+from mmsr_pt.training.liveness import Liveness
 
 # rank 0 alone writes bundles and tables while the others wait; a dead rank is noticed by the launcher long before
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+_liveness: Liveness | None = None
+"""Of a run on several hosts, from `init_distributed` until the process ends."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ def init_distributed() -> DistInfo:
     device = _choose_device(local_rank, local_size)
     backend = "gloo" if device.type == "cpu" else "nccl"
     try:
-        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=_COLLECTIVE_TIMEOUT))
+        group_store = dist.PrefixStore("default_group", store)
+        dist.init_process_group(
+            backend, store=group_store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
+        )
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -66,7 +74,12 @@ def init_distributed() -> DistInfo:
         ) from error
     # gloo's threads would abort an interpreter that ends without it, after all work is done
     atexit.register(_leave_group)
-    return DistInfo(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    if local_size < world_size:
+        # on one host the launcher knows who is gone
+        global _liveness
+        _liveness = Liveness(store, rank, world_size)
+        _liveness.start()
+    return DistInfo(rank, local_rank, world_size, device)
 
 
 def _choose_device(local_rank: int, local_size: int) -> torch.device:
@@ -118,10 +131,19 @@ def end_process() -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    _say_farewell()
     os._exit(0)
 
 
+def _say_farewell() -> None:
+    global _liveness
+    if _liveness is not None:
+        _liveness.leave()
+        _liveness = None
+
+
 def _leave_group() -> None:
+    _say_farewell()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from mmsr_pt.config import RunConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.log import UserError
 from mmsr_pt.training.checkpoint import CheckpointManager
-from mmsr_pt.training.distributed import from_all_ranks, sum_over_ranks
+from mmsr_pt.training.distributed import from_all_ranks, from_rank0, sum_over_ranks
 from mmsr_pt.training.engine import Engine, NonFiniteLoss, StepReport
 from mmsr_pt.training.health import LossSpikes, Movement, mean_cosine
 
@@ -94,7 +94,7 @@ class Guard:
         found = from_all_ranks((error.is_own, self._names(batches)))
         # where no part of the loss is to blame by itself, any batch may be
         users = [name for is_own, names in found if is_own or not any(own for own, _ in found) for name in names]
-        last = self._checkpoints.latest()
+        last = from_rank0(self._checkpoints.latest)
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         what = error.sentence(number)
         told = f"{what} (users {', '.join(users)})"

@@ -1,11 +1,11 @@
-# make demo | test | test-all | fuzz | bench | docs | lint | audit | format
+# make demo | test | test-all | fuzz | soak | bench | docs | lint | audit | format
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # tests and the demo call the launcher by name, so the environment's commands must come first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all fuzz bench docs lint audit format install
+.PHONY: demo test test-all fuzz soak bench docs lint audit format install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +30,11 @@ fuzz: install
 	python -m pip install --quiet --editable '.[fuzz]'
 	mkdir -p data/fuzz
 	python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS) data/fuzz tests/fuzz/corpus
+
+# random kills on random layouts for an hour, beside a run that is left alone: `make soak SOAK_MINUTES=5`
+SOAK_MINUTES ?= 60
+soak: install
+	python -m tests.soak.soak --minutes $(SOAK_MINUTES)
 
 # about half an hour: `make bench BENCH="--data data/hm --weights WEIGHTS --recbole PYTHON"`
 bench: install

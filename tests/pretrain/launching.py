@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -42,7 +42,12 @@ class Ended:
 
 
 def start(
-    *flags: object, num_ranks: int = 0, cwd: Path | None = None, script: Path = SCRIPT, by_torchrun: bool = False
+    *flags: object,
+    num_ranks: int = 0,
+    cwd: Path | None = None,
+    script: Path = SCRIPT,
+    by_torchrun: bool = False,
+    into: IO[str] | None = None,
 ) -> subprocess.Popen[str]:
     """Starts a run in a process group of its own.
 
@@ -52,6 +57,7 @@ def start(
         cwd: where it runs.
         script: which one.
         by_torchrun: instead of the deepspeed launcher.
+        into: a file for all that it prints, which else `end` gives.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -66,8 +72,8 @@ def start(
         [str(word) for word in command],
         env=environment,
         cwd=cwd or ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=into or subprocess.PIPE,
+        stderr=into or subprocess.PIPE,
         text=True,
         start_new_session=True,
     )

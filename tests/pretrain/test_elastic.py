@@ -80,7 +80,7 @@ def test_a_run_goes_on_in_other_layouts(
     assert len(found) == NUM_STEPS
     is_float32 = not any(bf16 for _, _, bf16 in layouts)
     assert found == pytest.approx(never_stopped, rel=1e-4 if is_float32 else 0.02)
-    assert max(found) > 1.05 * min(found), "other users would give other losses"
+    assert max(found) > 1.01 * min(found), "other users give other losses: a hundred times that"
 
 
 Variant = Callable[[Path, Domain], list[object]]

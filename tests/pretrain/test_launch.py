@@ -36,7 +36,7 @@ GLOBAL_BATCH = 16
 NUM_STEPS = 6
 TRAIN_FIELDS = {
     "event", "step", "epoch", "loss", "lr", "users_per_s", "items_encoded_per_s", "data_wait", "encoder_calls_saved",
-    "bad_samples",
+    "bad_samples", "negatives", "positions_without_negatives",
 }  # fmt: skip
 EVAL_FIELDS = {"event", "step", "protocol", "split", "model", "slice", "users", "cases", *METRICS, "seconds", "domain"}
 

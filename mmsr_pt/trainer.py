@@ -6,43 +6,32 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.board import (
-    MOST_ITEMS,
-    begin_session,
-    clear_projector,
-    end_session,
-    gates,
-    settings_of,
-    write_projector,
-)
+from mmsr_pt.board import gates
 from mmsr_pt.cache import ItemCache
 from mmsr_pt.config import PretrainConfig
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.data.order import StreamOrder
 from mmsr_pt.data.preprocess import Preprocessor
 from mmsr_pt.evaluation.evaluate import encode_catalogue
-from mmsr_pt.figures.vectors import drawn_items
 from mmsr_pt.guard import Guard
 from mmsr_pt.log import UserError, naming_a_full_disk, redraw_seconds
+from mmsr_pt.meter import Meter
+from mmsr_pt.recorder import Recorder
 from mmsr_pt.resumed_order import Shares, order_state, resumed_order
-from mmsr_pt.run_dir import METRICS, MetricsLog, begin_anew
+from mmsr_pt.run_dir import begin_anew
 from mmsr_pt.signals import RESUME_EXIT_CODE, Stopped, Watch
 from mmsr_pt.training.bad_samples import BadSamples
 from mmsr_pt.training.bank import Bank
 from mmsr_pt.training.checkpoint import CheckpointManager
-from mmsr_pt.training.distributed import from_rank0, others_here, sum_over_ranks, world_size
+from mmsr_pt.training.distributed import from_rank0, others_here, world_size
 from mmsr_pt.training.engine import Engine, StepReport
 from mmsr_pt.training.launch import DistInfo
 from mmsr_pt.training.optim import learning_rate_factor
@@ -50,49 +39,6 @@ from mmsr_pt.training.sharing import share_items, sharing_report
 from mmsr_pt.validation import Standing, Validation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Meter:
-    """Counts between two log lines, on this rank."""
-
-    start: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    users: int = 0
-    loss: float = 0.0
-    steps: int = 0
-    counts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, waited: float, batches: list[UserBatch], loss: float, report: Mapping[str, float]) -> None:
-        """Takes in one step."""
-        self.waited += waited
-        self.users += sum(int((batch.users >= 0).sum()) for batch in batches)
-        self.loss += loss
-        self.steps += 1
-        for name, value in report.items():
-            self.counts[name] = self.counts.get(name, 0.0) + value
-
-    def line(self, device: torch.device) -> dict[str, float]:
-        """Rates since the start over all ranks. Collective: call on every rank."""
-        elapsed = time.perf_counter() - self.start
-        names = sorted(self.counts)
-        total = sum_over_ranks([float(self.users), self.waited, *(self.counts[name] for name in names)], device)
-        counts = dict(zip(names, total[2:]))
-        return {
-            "loss": self.loss / self.steps,
-            "users_per_s": total[0] / elapsed,
-            "items_encoded_per_s": counts["items_encoded"] / elapsed,
-            "data_wait": total[1] / world_size() / elapsed,
-            "encoder_calls_saved": 1 - counts["items_encoded"] / counts["slots"],
-            **_negatives(counts),
-        }
-
-
-def _negatives(counts: Mapping[str, float]) -> dict[str, float]:
-    if not counts.get("positions"):
-        return {}
-    without = "positions_without_negatives"
-    return {"negatives": counts["negatives"] / counts["positions"], without: counts[without]}
 
 
 class Trainer:
@@ -116,14 +62,14 @@ class Trainer:
         self.checkpoints = CheckpointManager(run_dir, keep=config.run.keep_checkpoints)
         self.step = 0
         """Optimizer steps done."""
+        self.recorder = Recorder(config, domains, run_dir, self.checkpoints)
         self.validation = Validation(
-            config, domains, preprocessor, engine, run_dir, place, cache, self.checkpoints, self._record
+            config, domains, preprocessor, engine, run_dir, place, cache, self.checkpoints, self.recorder.evaluation
         )
         self.bank_refreshed = -1  # after which step
         num_users = sum(sum(tars) for tars in order.tar_users)
         self.bad = BadSamples(num_users, sum(domain.num_items for domain in domains), config.data.max_bad)
-        self.metrics: MetricsLog | None = None  # of rank 0, once training begins
-        self.guard = Guard(config.run, engine, self.checkpoints, domains, self._record_warning)
+        self.guard = Guard(config.run, engine, self.checkpoints, domains, self.recorder.warning)
 
     def _take_order(self, order: StreamOrder) -> None:
         """Takes an order of users, and what follows from the number of its steps."""
@@ -153,8 +99,7 @@ class Trainer:
         shares = Shares(engine.micro_batch_size, engine.accumulation_steps, self.place.world_size)
         now = self._order_state()
         self._take_order(resumed_order(self.order, now, state["order"], self.step, shares, allowed, self.run_dir))
-        if "bad_samples" in state:  # else an earlier version wrote it
-            self.bad.resume(state["bad_samples"])
+        self.bad.resume(state["bad_samples"])
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def _is_due(self, every: int) -> bool:
@@ -172,11 +117,13 @@ class Trainer:
             Stopped: on every rank alike, behind a checkpoint, where one of them was asked to end.
         """
         if self.place.rank == 0:
-            names = [domain.name for domain in self.domains]
-            with self._writing_figures():
-                self.metrics = MetricsLog(self.run_dir, self.step, self.validation.standing.under_evaluation, names)
-                clear_projector(Path(self.metrics.board.log_dir))
-                begin_session(self.metrics.board, self._settings(), self._test_tags(self.metrics))
+            precision = str(self.engine.dtype).removeprefix("torch.")
+            settings: dict[str, str | int] = {
+                "batch": self.order.global_batch,
+                "precision": precision,
+                "zero stage": self.engine.zero_stage,
+            }
+            self.recorder.begin(self.step, self.validation.standing.under_evaluation, settings)
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -259,8 +206,7 @@ class Trainer:
 
     def _stop(self) -> NoReturn:
         self._save_early()
-        if self.metrics is not None:
-            self.metrics.board.flush()
+        self.recorder.flush()
         message = "asked to end: saved at step %d of %d; go on with --resume or --resume_or_start (exit code %d)"
         log.info(message, self.step, self.total_steps, RESUME_EXIT_CODE)
         raise Stopped
@@ -300,13 +246,10 @@ class Trainer:
     def _log(self, meter: Meter, report: StepReport, batches: list[UserBatch], bar: tqdm) -> None:
         line = meter.line(self.place.device)
         self.guard.at_log_line(self.step, batches, line, report.learning_rates)
-        if self.metrics is None:
-            return
         order = self.order
         epoch = order.first_epoch + (self.step - order.first_step) / order.steps_per_epoch
         values = {"lr": dict(report.learning_rates), **line, "bad_samples": self.bad.count}
-        with self._writing_figures():
-            self.metrics.train({"step": self.step, "epoch": round(epoch, 4), **values})
+        self.recorder.train({"step": self.step, "epoch": round(epoch, 4), **values})
         bar.set_postfix_str(
             f"loss {line['loss']:.4f}, {line['users_per_s']:.0f} users/s, data wait {line['data_wait']:.0%}",
             refresh=False,
@@ -332,27 +275,7 @@ class Trainer:
         """Histograms of the fusion's gates, if it has any. Collective: call on every rank."""
         for number, domain in enumerate(self.domains):
             found = gates(self.engine.model, self.validation.source(number), domain.num_items)
-            if self.metrics is not None:
-                with self._writing_figures():
-                    for name, values in found.items():
-                        self.metrics.board.add_histogram(self.metrics.tag(domain.name, "gates", name), values, step)
-
-    def _settings(self) -> dict[str, str | int | float]:
-        batch, precision = self.order.global_batch, str(self.engine.dtype).removeprefix("torch.")
-        return settings_of(self.config, {"batch": batch, "precision": precision, "zero stage": self.engine.zero_stage})
-
-    def _test_tags(self, metrics: MetricsLog) -> list[str]:
-        tags = [metrics.tag(domain.name, "test", "mmsr", "all") for domain in self.domains]
-        return [f"{tag}/{metric}" for tag in tags for metric in ("HR@10", "NDCG@10")]
-
-    def _project(self, domain: Domain, catalogue: Tensor) -> None:
-        """Shows items of the best model in TensorBoard's projector."""
-        if self.metrics is None:
-            return
-        rows = drawn_items(domain.num_items, MOST_ITEMS // len(self.domains), self.config.run.seed)
-        vectors = catalogue[torch.from_numpy(rows).to(catalogue.device)]
-        with self._writing_figures():
-            write_projector(self.metrics.board, domain, rows, vectors, self.validation.standing.best_step)
+            self.recorder.gates(domain, found, step)
 
     def _is_stale(self) -> bool:
         is_stale = self.validation.is_stale()
@@ -360,20 +283,6 @@ class Trainer:
             patience = self.config.run.patience
             log.info("no better validation NDCG@10 for %d evaluations: stopped at step %d", patience, self.step)
         return is_stale
-
-    def _record(self, line: Mapping[str, Any]) -> None:
-        if self.metrics is not None:
-            with self._writing_figures():
-                self.metrics.evaluation(line)
-
-    def _writing_figures(self) -> AbstractContextManager[None]:
-        """For what goes into metrics.jsonl and TensorBoard."""
-        return naming_a_full_disk(self.run_dir / METRICS, self.checkpoints.how_to_go_on())
-
-    def _record_warning(self, line: Mapping[str, Any]) -> None:
-        if self.metrics is not None:
-            with self._writing_figures():
-                self.metrics.warning(line)
 
     def save(self) -> None:
         """Writes a checkpoint. Collective: call on every rank."""
@@ -398,8 +307,6 @@ class Trainer:
 
     def test(self) -> None:
         """The run's best model and the baselines on the test targets. Collective: call on every rank."""
-        self.validation.test(self._project)
-        if self.metrics is not None:
-            with self._writing_figures():
-                end_session(self.metrics.board)
-                self.metrics.close()
+        best_step = self.validation.standing.best_step
+        self.validation.test(lambda domain, catalogue: self.recorder.items(domain, catalogue, best_step))
+        self.recorder.end()

@@ -1,4 +1,4 @@
-"""The trainer's arithmetic; whole runs are in tests/pretrain."""
+"""What is counted between two log lines; whole runs are in tests/pretrain."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -6,9 +6,8 @@ from typing import cast
 import pytest
 import torch
 
-from mmsr_pt import trainer
 from mmsr_pt.batch import UserBatch
-from mmsr_pt.trainer import Meter
+from mmsr_pt.meter import Meter
 
 
 def batch(*users: int) -> UserBatch:
@@ -20,7 +19,7 @@ def metered(monkeypatch: pytest.MonkeyPatch) -> Meter:
     meter = Meter(start=100.0)
     meter.add(0.5, [batch(7, 8, 9, -1), batch(1, 2)], 5.0, {"items_encoded": 10.0, "slots": 50.0, "other": 1.0})
     meter.add(1.5, [batch(3, -1)], 2.0, {"items_encoded": 20.0, "slots": 70.0, "other": 1.0})
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: 104.0)
+    monkeypatch.setattr("mmsr_pt.meter.time.perf_counter", lambda: 104.0)
     return meter
 
 
@@ -37,8 +36,8 @@ def test_rates_are_counts_over_the_time_since_the_start(monkeypatch: pytest.Monk
 
 def test_over_ranks_counts_add_up_and_waits_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second rank with the same counts: twice the users in the same time, the same share of waiting."""
-    monkeypatch.setattr(trainer, "sum_over_ranks", lambda values, device: [2 * value for value in values])
-    monkeypatch.setattr(trainer, "world_size", lambda: 2)
+    monkeypatch.setattr("mmsr_pt.meter.sum_over_ranks", lambda values, device: [2 * value for value in values])
+    monkeypatch.setattr("mmsr_pt.meter.world_size", lambda: 2)
     line = metered(monkeypatch).line(torch.device("cpu"))
     assert (line["users_per_s"], line["items_encoded_per_s"]) == (2 * 6 / 4, 2 * 30 / 4)
     assert line["data_wait"] == (0.5 + 1.5) / 4

@@ -48,8 +48,8 @@ EVAL_EVERY, SAVE_EVERY = 25, 6
 LONGEST_END = 60.0
 """Seconds in which all of a run must be gone, once one of its processes is."""
 LEARNING_RATE = 1e-5
-"""So small that rounding, which is another on other ranks, stays rounding: within 6e-6 of a loss over 300 steps. At
-5e-4 Adam doubles it from step to step, as it divides gradients of nearly 0 by themselves."""
+"""So small that rounding, which is another on other ranks, stays rounding: some 1e-6 of a loss after 120 steps. At 5e-4
+Adam doubles it from step to step, as it divides gradients of nearly 0 by themselves."""
 TOLERANCE = 5e-5
 """Of a loss, relative. A step that is left out changes it by 3e-4, as the loss falls by a tenth in 300 steps."""
 _MIB = 2**20
@@ -246,7 +246,8 @@ class Soak:
                 _wait(process, moment * 8)
             else:
                 until = time.monotonic() + 300
-                while process.poll() is None and not noted(seen) and time.monotonic() < until:
+                while process.poll() is None and not noted(seen):
+                    require(time.monotonic() < until, f"no step after 300 s:\n{said.read_text()[-3000:]}")
                     time.sleep(0.1)
                 _wait(process, moment * 12)
             if process.poll() is None and fault is not None:
@@ -398,7 +399,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of layouts, faults and their moments")
-    parser.add_argument("--steps", type=int, default=240, help="of a round")
+    parser.add_argument("--steps", type=int, default=120, help="of a round")
     parser.add_argument("--keep", type=Path, help="a directory for all that is written, which stays there")
     asked = parser.parse_args()
     with contextlib.ExitStack() as stack:

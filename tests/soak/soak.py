@@ -37,6 +37,7 @@ from unittest import mock
 
 import psutil
 
+from mmsr_pt.data.domain import Domain
 from mmsr_pt.signals import RESUME_EXIT_CODE
 from tests.conftest import build_drawn
 from tests.pretrain.launching import SMALL, ds_config, losses, metrics, start
@@ -165,16 +166,17 @@ def _send(process: psutil.Process | None, number: signal.Signals) -> None:
 class Soak:
     """The undisturbed run, and rounds of the same that are disturbed."""
 
-    def __init__(self, out: Path, seed: int, steps: int) -> None:
-        """Builds the domain.
+    def __init__(self, out: Path, domain: Domain, seed: int, steps: int) -> None:
+        """Nothing is known yet.
 
         Args:
             out: directory for all that is written.
+            domain: to train on.
             seed: of layouts, faults and their moments.
             steps: of a round.
         """
-        self.out, self.steps, self.draw = out, steps, random.Random(seed)
-        self.domain = build_drawn(out / "domain", "source", num_users=150, items_per_cell=3)
+        self.out, self.domain, self.steps, self.draw = out, domain, steps, random.Random(seed)
+        self.steps_per_epoch = math.ceil(domain.num_users / GLOBAL_BATCH)
         self.attempts: list[Attempt] = []
         self.rounds = 0
         self.losses: list[float] = []
@@ -205,11 +207,10 @@ class Soak:
         lines = [line for _, (line,) in sorted(noted(seen).items())]
         self.losses = [line["loss"] for line in lines]
         self.users = {line["step"]: Counter(line["users"]) for line in lines}
-        self.steps_per_epoch = math.ceil(self.domain.num_users / GLOBAL_BATCH)
-        self._require_each_user_once(self.users)
-        return {name: self._flat([line[name] for line in lines], name) for name in ("memory", "threads", "files")}
+        self.require_each_user_once(self.users)
+        return {name: self.flat([line[name] for line in lines], name) for name in ("memory", "threads", "files")}
 
-    def _flat(self, values: list[int], name: str) -> str:
+    def flat(self, values: list[int], name: str) -> str:
         """Of the middle third against the last; what was found."""
         third = len(values) // 3
         middle, end = values[third : 2 * third], values[2 * third :]
@@ -267,7 +268,7 @@ class Soak:
         resumed = re.findall(r"resumed at step (\d+) of", text)
         attempt.first = int(resumed[0]) if resumed else 0
         self._check_end(attempt, process.returncode, text)
-        self._check_steps(attempt)
+        self.check_steps(attempt)
         return attempt
 
     def _check_end(self, attempt: Attempt, code: int, text: str) -> None:
@@ -285,7 +286,7 @@ class Soak:
         if 0 < attempt.last < self.steps:
             require(saved == [f"{attempt.last}"], said)
 
-    def _check_steps(self, attempt: Attempt) -> None:
+    def check_steps(self, attempt: Attempt) -> None:
         """Users and losses of each step that all ranks have made, also of those that are made again later."""
         complete = {step: lines for step, lines in attempt.steps.items() if len(lines) == attempt.layout.num_ranks}
         require(sorted(attempt.steps) == list(range(attempt.first + 1, attempt.last + 1)), f"steps of {attempt}")
@@ -307,7 +308,7 @@ class Soak:
             for step in range(attempt.first + 1, last + 1):
                 made[step] = Counter(user for line in attempt.steps[step] for user in line["users"])
         require(sorted(made) == list(range(1, self.steps + 1)), f"steps {sorted(made)}")
-        self._require_each_user_once(made)
+        self.require_each_user_once(made)
         found = losses(run_dir)
         worst = max(abs(one / other - 1) for one, other in zip(found, self.losses))
         require(len(found) == self.steps and worst < TOLERANCE, f"{len(found)} losses in figures, {worst:.2g} off")
@@ -318,7 +319,7 @@ class Soak:
         there = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
         require(len(there) <= 3 and {"latest", *last} <= set(there), f"in checkpoints: {there}")
 
-    def _require_each_user_once(self, steps: dict[int, Counter[int]]) -> None:
+    def require_each_user_once(self, steps: dict[int, Counter[int]]) -> None:
         for first in range(1, max(steps) - self.steps_per_epoch + 2, self.steps_per_epoch):
             users = sum((steps[step] for step in range(first, first + self.steps_per_epoch)), Counter())
             require(set(users.values()) == {1}, f"users more than once in the epoch from step {first}")
@@ -376,7 +377,7 @@ def soak(out: Path, minutes: float, seed: int, steps: int) -> dict[str, Any]:
         steps: of a round.
     """
     until = time.monotonic() + 60 * minutes
-    under = Soak(out, seed, steps)
+    under = Soak(out, build_drawn(out / "domain", "source", num_users=150, items_per_cell=3), seed, steps)
     flat = under.undisturbed(0.2 * 60 * minutes)
     print(f"undisturbed: {len(under.losses)} steps; {flat}", flush=True)
     while time.monotonic() < until:

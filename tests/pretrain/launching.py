@@ -20,8 +20,8 @@ from mmsr_pt.data.domain import Domain
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "pretrain" / "run.py"
 FINETUNE = ROOT / "finetune" / "run.py"
-SMALL = ("--width", "32", "--max_history", "8", "--pool_size", "16", "--log_every", "1")
-"""A model and batches that take a tenth of a second a step."""
+SMALL = ("--width", "32", "--max_history", "8", "--pool_size", "16", "--log_every", "1", "--hang_seconds", "90")
+"""A model and batches that take a tenth of a second a step; where one takes 90, the test shows the ranks' stacks."""
 
 
 LAUNCHERS_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}

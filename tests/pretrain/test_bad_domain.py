@@ -46,6 +46,7 @@ def test_a_run_goes_on_without_what_is_damaged(tmp_path: Path, small_domain: Dom
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_too_much_damage_stops_a_run_with_a_checkpoint(tmp_path: Path, small_domain: Domain) -> None:
     domain = broken(small_domain, tmp_path / "domain", 6, 0)
     check_stop(tmp_path, domain, num_ranks=0)

@@ -236,6 +236,7 @@ def fill_up(disk: Path) -> None:
             others.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_between_two_checkpoints(
     tmp_path: Path, small_domain: Domain, full_disk: Callable[[int], Path]
 ) -> None:
@@ -283,6 +284,7 @@ def test_two_ranks_say_it_once(tmp_path: Path, small_domain: Domain) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_only_rank_0_looks_at_ends_all_ranks(tmp_path: Path, small_domain: Domain) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")

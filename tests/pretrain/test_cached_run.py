@@ -65,6 +65,7 @@ def test_learns_the_same_on_two_ranks_at_stage_3_as_without(tmp_path: Path, doma
     assert with_cache["MRR"] == pytest.approx(without["MRR"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_test_at_the_end_reads_the_cache_where_it_is_told_to(
     tmp_path: Path, domain: Domain, towers: list[str]
 ) -> None:

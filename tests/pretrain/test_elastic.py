@@ -46,20 +46,16 @@ def never_stopped(small_domain: Domain, tmp_path_factory: pytest.TempPathFactory
     return losses(made_once(parent, make) / "run")
 
 
-CROSSINGS: list[Any] = [
+CROSSINGS: list[list[Layout]] = [
     [(2, 2, False), (1, 0, False)],
-    *(
-        pytest.param(layouts, marks=pytest.mark.slow)
-        for layouts in (
-            [(1, 1, False), (2, 3, False), (1, 2, False)],
-            [(2, 2, False), (4, 3, False)],
-            [(4, 1, False), (1, 3, False), (2, 0, False)],
-            [(2, 3, True), (1, 1, True), (2, 2, False)],
-        )
-    ),
+    [(1, 1, False), (2, 3, False), (1, 2, False)],
+    [(2, 2, False), (4, 3, False)],
+    [(4, 1, False), (1, 3, False), (2, 0, False)],
+    [(2, 3, True), (1, 1, True), (2, 2, False)],
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layouts", CROSSINGS, ids=str)
 def test_a_run_goes_on_in_other_layouts(
     tmp_path: Path, small_domain: Domain, never_stopped: list[float], layouts: list[Layout]

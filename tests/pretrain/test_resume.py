@@ -160,6 +160,7 @@ def test_another_global_batch_is_refused_with_the_numbers_that_keep_it(finished:
     assert snapshot(finished / "run") == before
 
 
+@pytest.mark.slow
 def test_another_global_batch_begins_the_next_epoch(tmp_path: Path, small_domain: Domain) -> None:
     """Half an epoch of 8 users a step, then epochs of 4: resumed there once more, as if it had not been stopped."""
     eights, fours = -(-small_domain.num_users // 8), -(-small_domain.num_users // 4)

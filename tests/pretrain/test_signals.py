@@ -74,6 +74,7 @@ def test_a_loop_of_one_command_trains_as_if_nobody_had_interrupted(tmp_path: Pat
     assert all(weights[name].equal(again[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, small_domain: Domain) -> None:
     flags = ["--steps", 3, "--item", "id", "--resume_or_start"]
     finish(*small_run(tmp_path, small_domain, *flags))

@@ -188,7 +188,7 @@ class Soak:
         name = f"{layout.num_ranks}_{layout.stage}.json"
         config = ds_config(self.out / name, layout.stage, GLOBAL_BATCH // layout.num_ranks)
         run = ["--ds_config", config, "--data", self.domain.path, "--run_dir", run_dir, "--steps", steps]
-        events = ["--hang_seconds", 90, "--eval_every", EVAL_EVERY, "--checkpoint_every", SAVE_EVERY, "--patience", 0]
+        events = ["--eval_every", EVAL_EVERY, "--checkpoint_every", SAVE_EVERY, "--patience", 0]
         # the rates are to be those of one run, whatever its steps
         rates = ["--lr", LEARNING_RATE, "--decay_from", 1]
         return [*run, *SMALL, *events, *rates, "--dropout", 0, "--num_workers", layout.num_workers]

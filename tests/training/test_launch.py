@@ -1,10 +1,14 @@
-"""How a process finds the others: what it says when their meeting place is taken."""
+"""How a process finds the others: what it says when their meeting place is taken; forks of an older Python."""
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
+import pytest
+
+from mmsr_pt.training.launch import _let_threads_pass_before_a_fork
 from tests.pretrain.launching import LAUNCHERS_VARIABLES, ROOT
 
 JOIN = """
@@ -29,3 +33,17 @@ def test_a_second_run_on_a_host_is_told_which_port_to_name() -> None:
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert f"port {port}" in error
     assert f"deepspeed --master_port {port + 1}" in error
+
+
+@pytest.mark.parametrize(("version", "waits"), [((3, 11, 0), True), ((3, 11, 9), True), ((3, 11, 10), False)])
+def test_a_python_whose_forks_can_hang_waits_before_them(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], waits: bool
+) -> None:
+    """3.11.10 was the first of 3.11 with the mended fork."""
+    found: list[Callable[[], None]] = []
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(os, "register_at_fork", lambda before: found.append(before))
+    _let_threads_pass_before_a_fork()
+    assert len(found) == waits
+    for wait in found:
+        wait()

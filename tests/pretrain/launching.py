@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 
 from mmsr_pt.data.domain import Domain
@@ -113,6 +114,23 @@ def finish(
     ended = launch(*flags, num_ranks=num_ranks, cwd=cwd, timeout=timeout, script=script)
     assert ended.code == 0, f"exit code {ended.code}:\n{ended.out[-3000:]}\n{ended.err[-5000:]}"
     return ended
+
+
+def group_members(group: int) -> list[str]:
+    """Processes of a process group that are still there; a zombie is gone."""
+    lines = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    fields = [line.split(None, 2) for line in lines.splitlines()]
+    return [words[2] for words in fields if int(words[0]) == group and not words[1].startswith("Z")]
+
+
+def ranks_of(launcher: int, script: str = SCRIPT.name) -> list[psutil.Process]:
+    """The ranks of `script` below a launcher's process number, in order."""
+    found: dict[int, psutil.Process] = {}
+    for one in psutil.Process(launcher).children(recursive=True):
+        if script in " ".join(one.cmdline()[:3]) and "RANK" in one.environ():
+            # loader processes come behind their rank
+            found.setdefault(int(one.environ()["RANK"]), one)
+    return [found[number] for number in sorted(found)]
 
 
 def made_once(out: Path, make: Callable[[], object]) -> Path:

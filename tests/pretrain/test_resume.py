@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.pretrain.launching import (
     ds_config,
     end,
     finish,
+    group_members,
     launch,
     losses,
     made_once,
@@ -27,13 +27,6 @@ from tests.pretrain.launching import (
 )
 
 NUM_STEPS = 14
-
-
-def group_members(group: int) -> list[str]:
-    """Processes of a process group that are still there; a zombie is gone."""
-    lines = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    fields = [line.split(None, 2) for line in lines.splitlines()]
-    return [words[2] for words in fields if int(words[0]) == group and not words[1].startswith("Z")]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, small_domain: Domain) -> None:

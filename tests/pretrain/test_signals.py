@@ -15,21 +15,21 @@ from safetensors.torch import load_file
 
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.signals import RESUME_EXIT_CODE
-from tests.pretrain.launching import Ended, end, finish, losses, metrics, small_run, start
-from tests.pretrain.test_resume import group_members, wait_for
+from tests.pretrain.launching import (
+    Ended,
+    end,
+    finish,
+    group_members,
+    losses,
+    metrics,
+    ranks_of,
+    small_run,
+    start,
+    wait_for,
+)
 
 FAULTY = Path(__file__).with_name("faulty.py")
 LONG = ["--steps", 5000, "--patience", 0, "--eval_every", 5000, "--checkpoint_every", 5000, "--num_workers", 1]
-
-
-def ranks_of(launcher: int) -> list[psutil.Process]:
-    """The ranks below a launcher, in order."""
-    found: dict[int, psutil.Process] = {}
-    for one in psutil.Process(launcher).children(recursive=True):
-        if "run.py" in " ".join(one.cmdline()[:3]) and "RANK" in one.environ():
-            # loader processes come behind their rank
-            found.setdefault(int(one.environ()["RANK"]), one)
-    return [found[number] for number in sorted(found)]
 
 
 def started(tmp_path: Path, *flags: object, steps: int = 2, **launcher: Any) -> subprocess.Popen[str]:

@@ -41,8 +41,7 @@ import psutil
 from mmsr_pt.data.domain import Domain
 from mmsr_pt.signals import RESUME_EXIT_CODE
 from tests.conftest import build_drawn
-from tests.pretrain.launching import SMALL, ds_config, losses, metrics, start
-from tests.pretrain.test_resume import group_members
+from tests.pretrain.launching import SMALL, ds_config, group_members, losses, metrics, ranks_of, start
 
 OBSERVED_RUN = Path(__file__).with_name("observed.py")
 GLOBAL_BATCH = 16
@@ -141,15 +140,9 @@ ASKS = {"SIGUSR1 to a rank", "SIGTERM to all"}
 
 
 def _ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks of a run; before there are any, what was started; none once it has ended."""
+    """The ranks of a run; before there are any, and without a launcher, what was started; none once it has ended."""
     try:
-        top = psutil.Process(process.pid)
-        found: dict[int, psutil.Process] = {}
-        for one in (top, *top.children(recursive=True)):
-            if OBSERVED_RUN.name in " ".join(one.cmdline()[:3]) and "RANK" in one.environ():
-                # loader processes come behind their rank
-                found.setdefault(int(one.environ()["RANK"]), one)
-        return list(found.values()) or [top]
+        return ranks_of(process.pid, OBSERVED_RUN.name) or [psutil.Process(process.pid)]
     except psutil.NoSuchProcess:
         return []
 
@@ -320,9 +313,8 @@ class Soak:
         validated = [line["step"] for line in metrics(run_dir, "eval", split="valid", slice="all", model="mmsr")]
         due = sorted({*range(EVAL_EVERY, self.steps + 1, EVAL_EVERY), self.steps})
         require(validated == due, f"validated at {validated}, due at {due}")
-        last = [f"step_{step:08}" for step in sorted({self.steps // SAVE_EVERY * SAVE_EVERY, self.steps})][-1:]
         there = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-        require(len(there) <= 3 and {"latest", *last} <= set(there), f"in checkpoints: {there}")
+        require(len(there) <= 3 and {"latest", f"step_{self.steps:08}"} <= set(there), f"in checkpoints: {there}")
 
     def require_each_user_once(self, steps: dict[int, Counter[int]]) -> None:
         for first in range(1, max(steps) - self.steps_per_epoch + 2, self.steps_per_epoch):

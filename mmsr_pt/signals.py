@@ -53,8 +53,7 @@ class Watch:
         """The signal that asked this process to end, once one has come while steps were made."""
         self._asked_at = 0.0
         self._makes_steps, self._saves = False, False
-        is_launched = not _LAUNCHERS.isdisjoint(os.environ)
-        self._launcher = os.getppid() if is_launched else None
+        self._launcher = None if _LAUNCHERS.isdisjoint(os.environ) else _parent
         self._own = int(os.environ.get("RANK", "0"))
         self._ranks: set[int] = set()  # alive on this host
         self._gone: tuple[int, int] | None = None
@@ -278,13 +277,18 @@ def _say(sentence: str, all_ranks: bool = False) -> None:
             sys.stderr.flush()
 
 
-def _forget_wakeup() -> None:
+def _begin_anew() -> None:
+    """In a forked process: another has made it, and what it receives must not be told to that one."""
+    global _parent
+    _parent = os.getppid()
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)
 
 
-# what a forked process receives must not be told to its parent
-os.register_at_fork(after_in_child=_forget_wakeup)
+os.register_at_fork(after_in_child=_begin_anew)
+
+_parent = os.getppid()
+"""Which process made this one, as long as it lives: so scripts import this module before torch, which takes seconds."""
 
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1

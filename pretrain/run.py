@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import sys
 
+from mmsr_pt.signals import Watch, watched  # first, as it says there
+
+# isort: split
 import torch
 
 from mmsr_pt.assembly import (
@@ -24,7 +27,6 @@ from mmsr_pt.assembly import (
 from mmsr_pt.flags import parse_flags
 from mmsr_pt.log import setup_logging, user_facing
 from mmsr_pt.run_dir import choose, record, require_space
-from mmsr_pt.signals import Watch, watched
 from mmsr_pt.trainer import Trainer
 from mmsr_pt.training.distributed import from_rank0
 from mmsr_pt.training.ds_config import read_ds_config

@@ -144,6 +144,30 @@ def test_two_ranks_save_at_the_same_step_whoever_is_asked(
     assert len(losses(tmp_path / "run")) == step + 1
 
 
+def loads_torch(rank: psutil.Process) -> bool:
+    return any("libtorch" in part.path for part in rank.memory_maps())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_ranks_miss_a_launcher_that_is_killed_while_they_import(
+    tmp_path: Path, small_domain: Domain, by_torchrun: bool
+) -> None:
+    process = start(*small_run(tmp_path, small_domain, *LONG), num_ranks=2, by_torchrun=by_torchrun)
+    until = time.monotonic() + 60
+    while sum(map(loads_torch, ranks := ranks_of(process.pid))) < 2:
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < until, end(process, timeout=1)
+        time.sleep(0.05)
+    launcher = ranks[0].parent()
+    assert launcher is not None
+    launcher.kill()
+    _, left = psutil.wait_procs(ranks, timeout=60)
+    assert not left, end(process, timeout=1)
+    assert "the launcher is gone" in end(process).err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_validation_in_the_background_is_taken_up_again(tmp_path: Path, small_domain: Domain) -> None:
     """Launchers ask the evaluating process too, which is not to fail of it."""

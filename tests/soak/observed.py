@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import mmsr_pt.signals  # noqa: F401  first, as in pretrain/run.py
+
+# isort: split
 import psutil
 
 from mmsr_pt.batch import UserBatch

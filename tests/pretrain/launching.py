@@ -1,5 +1,6 @@
 """Starts pretrain/run.py, or finetune/run.py, as a user does: under the deepspeed launcher, or as one plain process."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -127,9 +128,11 @@ def ranks_of(launcher: int, script: str = SCRIPT.name) -> list[psutil.Process]:
     """The ranks of `script` below a launcher's process number, in order."""
     found: dict[int, psutil.Process] = {}
     for one in psutil.Process(launcher).children(recursive=True):
-        if script in " ".join(one.cmdline()[:3]) and "RANK" in one.environ():
-            # loader processes come behind their rank
-            found.setdefault(int(one.environ()["RANK"]), one)
+        # some end while they are asked
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if script in " ".join(one.cmdline()[:3]) and "RANK" in one.environ():
+                # loader processes come behind their rank
+                found.setdefault(int(one.environ()["RANK"]), one)
     return [found[number] for number in sorted(found)]
 
 

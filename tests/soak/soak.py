@@ -113,9 +113,8 @@ def kill_one(process: subprocess.Popen[str], draw: random.Random) -> None:
 
 
 def kill_launcher(process: subprocess.Popen[str], draw: random.Random) -> None:
-    """Its ranks must not train on for nobody; without one it is the run itself."""
-    rank = _drawn_rank(process, draw)
-    _send(rank if rank is None or rank.pid == process.pid else rank.parent(), signal.SIGKILL)
+    """Its ranks must not train on for nobody."""
+    _send(_launcher(process), signal.SIGKILL)
 
 
 def warn_one(process: subprocess.Popen[str], draw: random.Random) -> None:
@@ -139,17 +138,24 @@ ASKS = {"SIGUSR1 to a rank", "SIGTERM to all"}
 """Faults behind which a run saves its last step and says so."""
 
 
-def _ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks of a run; before there are any, and without a launcher, what was started; none once it has ended."""
-    try:
-        return ranks_of(process.pid, OBSERVED_RUN.name) or [psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        return []
+def _launcher(process: subprocess.Popen[str]) -> psutil.Process | None:
+    """What starts the ranks: below the `deepspeed` command, once that has come so far; none once all have ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid)
+        for one in started.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if "deepspeed.launcher.launch" in one.cmdline():
+                    return one
+        return started
+    return None
 
 
 def _drawn_rank(process: subprocess.Popen[str], draw: random.Random) -> psutil.Process | None:
-    ranks = _ranks(process)
-    return draw.choice(ranks) if ranks else None
+    """A rank; who starts them, as long as there are none."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if ranks := ranks_of(process.pid, OBSERVED_RUN.name):
+            return draw.choice(ranks)
+    return _launcher(process)
 
 
 def _send(process: psutil.Process | None, number: signal.Signals) -> None:

@@ -32,7 +32,6 @@ from mmsr_pt.models.sequence import sequence_encoders
 from mmsr_pt.models.towers.lora import without_lora
 from mmsr_pt.models.towers.text import text_tower_from_config
 from mmsr_pt.models.towers.vision import vision_tower_from_config
-from mmsr_pt.models.towers.vlp import deep_vlp_from_config
 from mmsr_pt.training.distributed import from_rank0
 
 Weights = Mapping[str, Tensor]
@@ -157,6 +156,8 @@ def _trained_towers(config: ModelConfig, source: Source, weights: Weights) -> Tr
     if "joint" in saved:
         if not same_text or (config.vlp, config.vision) != (before.vlp, before.vision):
             return NO_TOWERS
+        from mmsr_pt.models.towers.vlp import deep_vlp_from_config
+
         deep = deep_vlp_from_config(saved["joint"], saved["vision"])
         for name, tower in (("text", deep.text), ("vision", deep.vision), ("joint", deep.joint)):
             _load_tower(name, tower, weights)

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,16 @@ def test_imports_only_go_down(path: Path) -> None:
 def test_only_the_engine_imports_deepspeed() -> None:
     users = [p for p in FILES if any(m.split(".")[0] == "deepspeed" for m in imported_modules(p))]
     assert [str(p.relative_to(PACKAGE)) for p in users] == ["training/engine.py"]
+
+
+@pytest.mark.parametrize("module", ["pretrain.run", "finetune.run", "mmsr_pt.cli"])
+def test_a_start_does_not_wait_for_what_few_need(module: str) -> None:
+    """transformers alone is half of the time until a run of other towers begins, on every rank."""
+    slow = {"deepspeed", "diffusers", "faiss", "fastapi", "gradio", "peft", "timm", "torchvision", "transformers"}
+    command = [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert slow.isdisjoint(loaded)
 
 
 def test_scripts_hold_no_logic() -> None:

@@ -25,7 +25,6 @@ from mmsr_pt.export.graphs import OPSETS, ItemTower, Ports, UserTower, item_port
 from mmsr_pt.log import UserError, naming_a_full_disk
 from mmsr_pt.model import MMSRModel
 from mmsr_pt.models.recommender import Recommender
-from mmsr_pt.models.towers.region import RegionVision
 from mmsr_pt.models.towers.vision_tower import VisionTower
 
 ITEM_TOWER, USER_TOWER, EXPORT_FILE = "item_tower.onnx", "user_tower.onnx", "export.json"
@@ -114,6 +113,8 @@ def _require_exportable(recommender: Recommender, origin: str) -> None:
             f"{origin} cannot be exported: with --sequence {recommender.config.sequence} each candidate attends to the "
             "history, so a score is no product of an item's and a user's vector"
         )
+    from mmsr_pt.models.towers.region import RegionVision
+
     for module in recommender.modules():
         if isinstance(module, RegionVision):
             raise UserError(

@@ -25,7 +25,6 @@ from mmsr_pt.models.towers.text import build_text_tower, text_tower_from_config
 from mmsr_pt.models.towers.tower import Activations, Tower
 from mmsr_pt.models.towers.vision import build_vision_tower, vision_tower_from_config
 from mmsr_pt.models.towers.vision_tower import VisionTower
-from mmsr_pt.models.towers.vlp import build_deep_vlp, deep_vlp_from_config
 
 
 class ItemActivations(NamedTuple):
@@ -361,6 +360,8 @@ def build_item_encoder(
     if trained.deep is not None:
         return _assemble_deep(config, trained.deep)
     if config.vlp != "none" and trained.text is None:
+        from mmsr_pt.models.towers.vlp import build_deep_vlp
+
         vlp = build_deep_vlp(config.vlp, config.vision, vocab_size, config.title_tokens)
         if vlp is not None:
             if config.fusion is not None:
@@ -383,6 +384,8 @@ def item_encoder_from_config(config: ModelConfig, saved: dict[str, Any]) -> Item
     if config.item == "id":
         return IdItemEncoder(saved["num_items"], config.width)
     if "joint" in saved:
+        from mmsr_pt.models.towers.vlp import deep_vlp_from_config
+
         return _assemble_deep(config, deep_vlp_from_config(saved["joint"], saved["vision"]))
     text = None if saved["text"] is None else text_tower_from_config(saved["text"])
     vision = None if saved["vision"] is None else vision_tower_from_config(saved["vision"])

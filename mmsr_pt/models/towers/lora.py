@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
@@ -28,6 +27,8 @@ def add_lora(tower: Tower, rank: int) -> None:
     Raises:
         UserError: the blocks have no linear maps, as in a convolutional net.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     blocks = {group: names for group, names in tower.layer_groups().items() if group.startswith(BLOCK)}
     owners = {name.rpartition(".")[0] for names in blocks.values() for name in names}
     # subclasses, such as the one inside torch's own attention, are not always called

@@ -20,6 +20,7 @@ from mmsr_pt.data.sources.synthetic import Synthetic
 
 # a machine that is busy with something else is no failure
 settings.register_profile("without deadlines", deadline=None)
+settings.register_profile("often", deadline=None, max_examples=20_000)
 settings.load_profile("without deadlines")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

@@ -10,6 +10,7 @@ from mmsr_pt.data.domain import Domain
 from tests.soak.soak import Attempt, Broken, Layout, Soak, soak
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_minutes_of_random_faults_lose_nothing(tmp_path: Path) -> None:
     """All that it promises raises where it does not hold; that something was done to it is looked at here."""

@@ -16,8 +16,9 @@ from mmsr_pt.figures.canvas import COLOURS, MARKERS, canvas, headline, save
 def draw(attempts: Path, out: Path) -> None:
     """Draws the lines that `soak` has written, one for each start."""
     lines = [json.loads(line) for line in attempts.read_text().splitlines()]
-    minutes = max(line["end"] for line in lines) / 60
-    rows = 1 + int(minutes // 20.5)
+    # before the first start the undisturbed run has the machine for itself
+    first, last = lines[0]["begin"] / 60, lines[-1]["end"] / 60
+    rows = 1 + int((last - first) // 20.5)
     figure, axes = canvas(rows, 1, width=11, height=1.9)
     faults = sorted({line["fault"] for line in lines if not line["is_done"]})
     ranks = sorted({line["ranks"] for line in lines})
@@ -30,7 +31,7 @@ def draw(attempts: Path, out: Path) -> None:
             if not line["is_done"]:
                 marker = MARKERS[faults.index(line["fault"])]
                 axis.plot(end, line["last"], marker, color=colour, markersize=4, markeredgewidth=0)
-        axis.set_xlim(row * minutes / rows, (row + 1) * minutes / rows)
+        axis.set_xlim(*(first + part * (last - first) / rows for part in (row, row + 1)))
         axis.set_ylabel("step")
         axis.spines[["top", "right"]].set_visible(False)
     for number, count in enumerate(ranks):

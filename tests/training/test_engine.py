@@ -236,7 +236,8 @@ def check_all_taken_up(out: Path, num_ranks: int, source: Path, num_before: int,
     assert len(after[0]) == len([name for name in before if name.startswith("left ")]) * (4 if flags else 8)
     for name in after[0]:
         run, _, bf16 = name.split()
-        left = before[f"left {run.removeprefix('left_').replace('_', ' ')}"]
+        config, _, was_bf16 = run.removeprefix("left_").rpartition("_")
+        left = before[f"left {config} {was_bf16}"]
         is_exact = bf16 == "False" and run.endswith("_False")
         check_taken_up(left, [results[name] for results in after], is_exact)
 

@@ -244,7 +244,7 @@ def test_flags_and_files_named_in_the_text_are_there(page: str) -> None:
     known = known_flags()
     wrong = []
     for code in inline_code(page):
-        if code.startswith(("torchrun", "srun", "deepspeed --launcher", "pip ", "#SBATCH", "timeout")):
+        if code.startswith(("torchrun", "srun", "deepspeed --launcher", "pip ", "pytest ", "#SBATCH", "timeout")):
             continue
         wrong += [code for flag in re.findall(r"(?<![\w-])--([a-z]\w*)", code) if flag not in known]
         command = re.match(r"mmsr-pt (\w+)", code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -15,7 +14,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mmsr_pt.log import UserError, reason
 from mmsr_pt.models.attention import attend
-from mmsr_pt.models.towers.tower import BLOCK, Step
 
 _ATTENTION = "mmsr_pt"
 """What the library knows `attend` as."""
@@ -169,32 +167,3 @@ def keep_only(backbone: PreTrainedModel, parts: Sequence[str]) -> None:
     for name, _ in list(backbone.named_children()):
         if name not in used:
             setattr(backbone, name, None)
-
-
-def block_steps(backbone: PreTrainedModel, blocks: str, top: tuple[str, ...]) -> list[Step]:
-    """The steps of blocks, which take the tower's context as their mask, and of what follows the last of them.
-
-    Args:
-        backbone: of the tower.
-        blocks: dotted name of their list.
-        top: names of norms, which belong to the last block.
-    """
-    modules = backbone.get_submodule(blocks)
-    assert isinstance(modules, nn.ModuleList)
-    steps = [
-        Step(f"{BLOCK}{i}", (f"backbone.{blocks}.{i}",), functools.partial(_run_block, block))
-        for i, block in enumerate(modules)
-    ]
-    for name in top:
-        norm = backbone.get_submodule(name)
-        steps.append(Step(steps[-1].group, (f"backbone.{name}",), functools.partial(_run_norm, norm)))
-    return steps
-
-
-def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    out = block(hidden, mask)
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _run_norm(norm: nn.Module, hidden: Tensor, _: object) -> Tensor:
-    return norm(hidden)

@@ -19,13 +19,12 @@ from mmsr_pt.log import UserError
 from mmsr_pt.models.towers.hf import (
     DEEP,
     architecture_of,
-    block_steps,
     from_architecture,
     keep_only,
     load_side,
     use_own_attention,
 )
-from mmsr_pt.models.towers.tower import Activations, Step, Tower
+from mmsr_pt.models.towers.tower import Activations, Step, Tower, block_steps
 from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,12 @@ from mmsr_pt.batch import ImageSpec
 from mmsr_pt.log import UserError
 from mmsr_pt.models.towers.hf import (
     architecture_of,
-    block_steps,
     from_architecture,
     keep_only,
     load_side,
     use_own_attention,
 )
-from mmsr_pt.models.towers.tower import Step
+from mmsr_pt.models.towers.tower import Step, block_steps
 from mmsr_pt.models.towers.vision_tower import VisionTower
 from mmsr_pt.models.towers.whole import WholeTower, drop_unused
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsr_pt.log import UserError
-from mmsr_pt.models.towers.tower import SIDE, Activations, Step, Tower
+from mmsr_pt.models.towers.tower import SIDE, Activations, Step, Tower, block_steps
 from mmsr_pt.models.towers.vision_tower import VisionTower
 
 
@@ -57,8 +57,6 @@ class JointTower(Tower):
 
     def steps(self) -> list[Step]:
         """See Tower; the entry itself takes two inputs and has run by then."""
-        from mmsr_pt.models.towers.hf import block_steps
-
         groups = [Step(group, parts, _as_it_is) for group, parts in self.entry_groups().items()]
         return [*groups, *block_steps(self.backbone, self._blocks, self._top)]
 

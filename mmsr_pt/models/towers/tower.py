@@ -10,6 +10,7 @@ Shapes: N items, T text tokens, V vision tokens, d the tower's width.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -263,3 +264,32 @@ def _trained_by(policy: str, groups: Sequence[str]) -> list[str]:
         log.info("tuning %s of a tower with %d blocks: all of it trains", policy, len(blocks))
         return list(groups)
     return blocks[-int(top[1]) :]
+
+
+def block_steps(backbone: nn.Module, blocks: str, top: tuple[str, ...]) -> list[Step]:
+    """The steps of blocks, which take the tower's context as their mask, and of what follows the last of them.
+
+    Args:
+        backbone: of the tower.
+        blocks: dotted name of their list.
+        top: names of norms, which belong to the last block.
+    """
+    modules = backbone.get_submodule(blocks)
+    assert isinstance(modules, nn.ModuleList)
+    steps = [
+        Step(f"{BLOCK}{i}", (f"backbone.{blocks}.{i}",), functools.partial(_run_block, block))
+        for i, block in enumerate(modules)
+    ]
+    for name in top:
+        norm = backbone.get_submodule(name)
+        steps.append(Step(steps[-1].group, (f"backbone.{name}",), functools.partial(_run_norm, norm)))
+    return steps
+
+
+def _run_block(block: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    out = block(hidden, mask)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _run_norm(norm: nn.Module, hidden: Tensor, _: object) -> Tensor:
+    return norm(hidden)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mmsr_pt.data.domain import Domain
 from tests.conftest import build_drawn
+from tests.models.towers.vlps import publish_eyes
 from tests.pretrain.launching import SMALL, ds_config, end, finish, losses, made_once, shared_root, start
 
 GLOBAL_BATCH = 16
@@ -90,29 +91,21 @@ def with_the_papers_loss(tmp_path: Path, domain: Domain) -> list[object]:
     return ["--ds_config", config, *mixed, "--dropout", 0.2, "--modality_dropout", 0.3, "--attention_dropout", 0.1]
 
 
-def small_vit(directory: Path) -> str:
-    """A vision transformer of two blocks, as --vision names it."""
-    from transformers import ViTConfig, ViTModel
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = ViTModel(ViTConfig(image_size=64, patch_size=16, **sizes), add_pooling_layer=False)
-    model.save_pretrained(directory)
-    return f"hf:{directory}"
-
-
 def with_a_bank_and_a_cache(tmp_path: Path, domain: Domain) -> list[object]:
     """softmax, a bank of negatives, bert4rec's hidden items, the prefix cache of a half frozen tower."""
     copy = shutil.copytree(domain.path, tmp_path / "domain")
     config = ds_config(tmp_path / "bank.json", stage=1, micro_batch=8)
     sequence = ["--sequence", "bert4rec", "--bank_size", 20, "--bank_refresh", 4]
-    cached = ["--vision", small_vit(tmp_path / "vit"), "--tune", "top:1", "--cache"]
+    publish_eyes(tmp_path / "vit")
+    cached = ["--vision", f"hf:{tmp_path / 'vit'}", "--tune", "top:1", "--cache"]
     return ["--ds_config", config, "--data", copy, *sequence, *cached, "--dropout", 0.2, "--num_workers", 1]
 
 
 def with_hidden_patches(tmp_path: Path, domain: Domain) -> list[object]:
     """A vision transformer three quarters of whose patches are hidden by torch's own random numbers; ZeRO-3."""
     config = ds_config(tmp_path / "patches.json", stage=3, micro_batch=8)
-    vision = ["--vision", small_vit(tmp_path / "vit"), "--patch_mask", 0.75, "--tune", "full"]
+    publish_eyes(tmp_path / "vit")
+    vision = ["--vision", f"hf:{tmp_path / 'vit'}", "--patch_mask", 0.75, "--tune", "full"]
     return ["--ds_config", config, "--data", domain.path, *vision, "--dropout", 0.2, "--num_workers", 0]
 
 
